@@ -1,0 +1,1 @@
+"""What it costs: benchmarks, and the tables that README shows."""

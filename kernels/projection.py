@@ -1,0 +1,77 @@
+"""The exact L-infinity ball around byte pixels, as a table of 256 lower and 256 upper bounds.
+
+`clamp(x + clamp(d, -eps, eps), 0, 1)` leaves about 7% of the elements outside the ball in fp32, because x, eps and
+x + d are each rounded. A byte pixel has only 256 values, so the largest and the smallest float that lie inside the
+ball can be found once, in exact rationals, and the projection becomes `min(max(x + d, lo[k]), hi[k])`.
+"""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_NUMPY = {torch.float32: np.float32, torch.float64: np.float64}
+
+
+class PixelBounds(NamedTuple):
+    """Where an attacked pixel may lie, by its clean byte value k: `lower[k] <= x_adv <= upper[k]` (shape [256])."""
+
+    lower: Tensor
+    upper: Tensor
+
+
+def pixel_bounds(
+    epsilon: Fraction, *, box: bool, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+) -> PixelBounds:
+    """The bounds of every byte pixel for one threat.
+
+    Inside the bounds both |x_adv - k/255| <= epsilon and |x_adv - x| <= epsilon hold exactly, x being k/255 rounded to
+    `dtype`; with `box` also 0 <= x_adv <= 1. The clean pixel itself is always inside, so epsilon = 0 is the identity.
+
+    Args:
+        epsilon: radius in [0, 1] pixel units, an exact rational (8/255 is `Fraction(8, 255)`).
+        box: whether x_adv must also lie in [0, 1].
+        dtype: float32 or float64, the dtype of x_adv.
+        device: where the tables are put.
+
+    Raises:
+        ValueError: epsilon is negative or above 1, or dtype has no table.
+    """
+    if not 0 <= epsilon <= 1:
+        raise ValueError(f"epsilon must lie in [0, 1], not {epsilon}")
+    if dtype not in _NUMPY:
+        raise ValueError(f"dtype must be float32 or float64 to hold adversarial pixels, not {dtype}")
+    lower, upper = _tables(epsilon, box, dtype)
+    return PixelBounds(lower.to(device), upper.to(device))
+
+
+@lru_cache(maxsize=64)
+def _tables(epsilon: Fraction, box: bool, dtype: torch.dtype) -> PixelBounds:
+    lower, upper = [], []
+    for k in range(256):
+        exact = Fraction(k, 255)
+        pixel = _NUMPY[dtype](k) / _NUMPY[dtype](255)
+        stored = Fraction(float(pixel))
+        low, high = max(exact, stored) - epsilon, min(exact, stored) + epsilon
+        if box:
+            low, high = max(low, Fraction(0)), min(high, Fraction(1))
+        # Where epsilon is smaller than the rounding of the pixel itself, the clean pixel is the whole ball.
+        lower.append(min(_round_up(low, dtype), pixel))
+        upper.append(max(_round_down(high, dtype), pixel))
+    return PixelBounds(torch.from_numpy(np.array(lower)), torch.from_numpy(np.array(upper)))
+
+
+def _round_down(value: Fraction, dtype: torch.dtype) -> np.floating:
+    """The largest float of `dtype` that is not above `value`."""
+    nearest = _NUMPY[dtype](float(value))
+    return nearest if Fraction(float(nearest)) <= value else np.nextafter(nearest, _NUMPY[dtype](-np.inf))
+
+
+def _round_up(value: Fraction, dtype: torch.dtype) -> np.floating:
+    """The smallest float of `dtype` that is not below `value`."""
+    return -_round_down(-value, dtype)

@@ -1,0 +1,22 @@
+"""Where images come from: data sets, checked at opening, and loaders that deliver them as bytes on the device."""
+
+from .dataset import Dataset, Published, Split
+from .datasets import REGISTRY, DataOptions, DatasetName, open_dataset
+from .download import prepare
+from .errors import DataError
+from .resident import Batch, Loader, ResidentLoader
+
+__all__ = [
+    "REGISTRY",
+    "Batch",
+    "DataError",
+    "DataOptions",
+    "Dataset",
+    "DatasetName",
+    "Loader",
+    "Published",
+    "ResidentLoader",
+    "Split",
+    "open_dataset",
+    "prepare",
+]

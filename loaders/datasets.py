@@ -1,0 +1,99 @@
+"""The registry: every data set by its name, opened and checked with one call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from ..kernels import Purpose
+from .cifar import CIFAR10, CIFAR100, read_cifar
+from .dataset import Dataset, Published, cut
+from .digits import read_digits
+from .errors import DataError
+from .fashion_mnist import read_fashion_mnist
+from .synthetic import SyntheticShape, make_synthetic
+
+DatasetName = Literal["digits", "fashion-mnist", "cifar10", "cifar100", "synthetic"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DataOptions:
+    """Which images, from where, and how they are split."""
+
+    name: DatasetName = "digits"
+    """The data set; `hardfast data list` tells about each."""
+
+    root: str = "data"
+    """Folder that holds the data sets, each in a folder of its own name."""
+
+    image_size: int | None = None
+    """Pixels on a side, for `digits` (default 16) and `synthetic` (default 32); the others have their own size."""
+
+    heldout: int | None = None
+    """Images cut from the training set to select the checkpoint; default 1,000, or 10% of a set below 10,000."""
+
+    split_seed: int = 0
+    """Seed of that cut. It is not the run's seed, so runs with other seeds are selected on the same images."""
+
+    synthetic: SyntheticShape = field(default_factory=SyntheticShape)
+    """Shape of the data set `synthetic`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One line of the registry."""
+
+    about: str
+    read: Callable[[DataOptions], Published]
+    default_size: int | None = None  # of the sets whose size the user may choose
+
+
+REGISTRY: dict[DatasetName, Entry] = {
+    "digits": Entry(
+        "1,797 handwritten digits, embedded in scikit-learn; enlarged from 8x8, three channels",
+        lambda options: read_digits(options.image_size or 16),
+        default_size=16,
+    ),
+    "fashion-mnist": Entry(
+        "70,000 grey images of clothes, 28x28; IDX files, Debian's dataset-fashion-mnist, or downloaded",
+        lambda options: read_fashion_mnist(Path(options.root)),
+    ),
+    "cifar10": Entry(
+        "60,000 photographs, 32x32, 10 classes; the binary archive or its folder, or downloaded",
+        lambda options: read_cifar(CIFAR10, Path(options.root)),
+    ),
+    "cifar100": Entry(
+        "60,000 photographs, 32x32, 100 classes; the binary archive or its folder, or downloaded",
+        lambda options: read_cifar(CIFAR100, Path(options.root)),
+    ),
+    "synthetic": Entry(
+        "random bytes of any shape, for benchmarks; nothing to learn",
+        lambda options: make_synthetic(options.synthetic, options.image_size or 32),
+        default_size=32,
+    ),
+}
+
+
+def open_dataset(options: DataOptions) -> Dataset:
+    """Reads and checks a data set and cuts the held-out images from its training set.
+
+    Raises:
+        DataError: unknown name, missing or damaged file, or an option that does not fit the data set.
+    """
+    entry = REGISTRY.get(options.name)
+    if entry is None:
+        raise DataError(f"data.name '{options.name}' is not a data set: choose one of {', '.join(REGISTRY)}")
+    if options.image_size is not None and entry.default_size is None:
+        raise DataError(f"data.image-size does not apply to {options.name}, whose images have their own size: drop it")
+    published = entry.read(options)
+    size = options.heldout
+    if size is None:
+        size = 1000 if len(published.train) >= 10_000 else len(published.train) // 10
+    if size < 1:
+        raise DataError(f"data.heldout must be at least 1, not {size}: the checkpoint is selected on those images")
+    train, heldout = cut(
+        published.train, size, seed=options.split_seed, purpose=Purpose.HELDOUT, name="data.heldout"
+    )
+    return Dataset(options.name, published.num_classes, published.source, train, heldout, published.test)

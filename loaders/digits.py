@@ -1,0 +1,45 @@
+"""scikit-learn's handwritten digits: 1,797 images of 8x8 pixels, embedded in the package, nothing to download."""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+import torch
+
+from ..kernels import Purpose
+from .dataset import Published, checked_split, cut
+from .errors import DataError
+
+CLASSES = 10
+TEST_IMAGES = 360
+_SHA256 = "87ff0c9e40dc7e2c0e34e7257799c2e3f3aec1a016363bb11cad869ec428a826"
+
+
+def read_digits(image_size: int) -> Published:
+    """1,437 training and 360 test images, enlarged to `image_size` and three equal channels.
+
+    The set has no official split; the test images are drawn once with a fixed seed, whatever the run's seed. Grey
+    levels 0..16 become bytes round(level * 255 / 16); each pixel becomes a square (nearest neighbour).
+
+    Raises:
+        DataError: image_size is not a multiple of 8, or the embedded file is not the published one.
+    """
+    if image_size % 8 or image_size <= 0:
+        raise DataError(f"data.image-size {image_size} does not fit the 8x8 digits: choose 8, 16, 24 or 32")
+    from sklearn.datasets import load_digits  # imports scipy: a second, so only where it is used
+
+    bunch = load_digits()
+    levels, labels = bunch.images.astype(np.uint8), bunch.target.astype(np.uint8)
+    found = hashlib.sha256(levels.tobytes() + labels.tobytes()).hexdigest()
+    if found != _SHA256:
+        raise DataError(f"scikit-learn's digits have sha256 {found}, not {_SHA256}: reinstall scikit-learn")
+    pixels = torch.from_numpy(np.rint(levels.astype(np.float64) * 255 / 16).astype(np.uint8))
+    scale = image_size // 8
+    images = pixels.repeat_interleave(scale, 1).repeat_interleave(scale, 2)
+    images = images[..., None].expand(*images.shape, 3).contiguous()
+    everything = checked_split(
+        images, torch.from_numpy(labels.astype(np.int64)), num_classes=CLASSES, source="scikit-learn's digits"
+    )
+    train, test = cut(everything, TEST_IMAGES, seed=0, purpose=Purpose.TEST_SPLIT, name="the digits' test set")
+    return Published(train, test, CLASSES, "scikit-learn")

@@ -1,0 +1,46 @@
+"""Maps the four folders of the source tree to the subpackages of one import package, `hardfast`.
+
+The folders keep short names in the tree (`engine/`, `kernels/`, ...) and are never installed under them: `kernels`
+alone is the name of another well-known package.
+"""
+
+from setuptools import find_packages, setup
+
+FOLDERS = ("engine", "kernels", "loaders", "bench")
+
+
+def packages() -> tuple[list[str], dict[str, str]]:
+    """All import packages, and the folder of each."""
+    folder_of = {f"hardfast.{folder}": folder for folder in FOLDERS}
+    for folder in FOLDERS:
+        for sub in find_packages(folder):
+            folder_of[f"hardfast.{folder}.{sub}"] = f"{folder}/{sub.replace('.', '/')}"
+    return list(folder_of), folder_of
+
+
+names, folder_of = packages()
+
+setup(
+    name="hardfast",
+    version="0.1.0",
+    description="A fast, exact training engine for adversarially robust image classifiers",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=names,
+    package_dir=folder_of,
+    package_data={name: ["py.typed"] for name in names},
+    install_requires=[
+        "torch>=2.11",
+        "numpy",
+        "scikit-learn",  # the embedded digits
+        "safetensors",
+        "pydantic>=2",  # strict reading of config.json
+        "tyro>=1",
+        "tqdm",
+    ],
+    extras_require={
+        "eval": ["pyautoattack==0.2.0"],
+        "test": ["pytest", "pytest-xdist", "hypothesis", "mypy", "ruff", "types-tqdm"],
+    },
+    entry_points={"console_scripts": ["hardfast=hardfast.engine.cli:main"]},
+)
