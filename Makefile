@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-UV_VERSION := 0.9.0
+UV_VERSION := 0.13.9
 RUN ?= runs/digits
 
 .PHONY: help

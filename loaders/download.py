@@ -89,11 +89,13 @@ def _transfer(url: str, file: IO[bytes], label: str) -> None:
     with urllib.request.urlopen(url, timeout=TIMEOUT_SECONDS) as response:
         total = int(response.headers.get("Content-Length") or 0)
         with tqdm(total=total or None, desc=label, unit="B", unit_scale=True, disable=None) as bar:
+            received = 0
             while chunk := response.read(CHUNK):
                 file.write(chunk)
+                received += len(chunk)
                 bar.update(len(chunk))
-            if total and bar.n != total:
-                raise OSError(f"the connection broke after {bar.n} of {total} bytes")
+        if total and received != total:
+            raise OSError(f"the connection broke after {received} of {total} bytes")
 
 
 def check_sha256(path: Path, *, sha256: str) -> None:

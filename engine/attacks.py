@@ -1,0 +1,77 @@
+"""The evaluation's own attacks: FGSM, PGD-n and C&W's margin loss under PGD, on byte images, exactly in the ball.
+
+All project onto the ball and onto [0, 1], and stop per sample once it is misclassified, as the released code of
+Rice et al., Wong et al. and FGSM-SDI does. Nothing here leaves the device or computes a weight gradient.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+
+import torch
+from torch import Tensor, nn
+
+from ..kernels import Purpose, pixel_bounds, project, random_start, signed_step
+from .step import Objective, input_gradient, summed_cross_entropy
+
+
+def summed_margin(logits: Tensor, labels: Tensor) -> Tensor:
+    """max over the other classes minus the true class, summed over the batch: the C&W objective to ascend."""
+    true = logits.gather(1, labels[:, None]).squeeze(1)
+    others = logits.scatter(1, labels[:, None], -torch.inf)
+    return (others.amax(dim=1) - true).sum()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GradientAttack:
+    """Signed gradient steps on one objective.
+
+    Attributes:
+        steps: how many.
+        alpha: step size in [0, 1] pixel units.
+        random_start: start at uniform noise in the ball; otherwise at the clean image.
+        objective: what is ascended.
+    """
+
+    steps: int
+    alpha: Fraction
+    random_start: bool = True
+    objective: Objective = summed_cross_entropy
+
+    def perturb(
+        self, net: nn.Module, x: Tensor, labels: Tensor, index: Tensor, *, epsilon: Fraction, seed: int
+    ) -> Tensor:
+        """The adversarial images float32 [N, C, H, W]; each is kept from the step that first fooled the net.
+
+        Args:
+            net: classifier in eval mode, float32.
+            x: clean images, uint8 [N, C, H, W].
+            labels: int64 [N].
+            index: int64 [N], each sample's number in the data set: the counter of its noise.
+            epsilon: radius in [0, 1] pixel units.
+            seed: of the random start.
+        """
+        bounds = pixel_bounds(epsilon, box=True, device=x.device)
+        delta = torch.zeros_like(x, dtype=torch.float32)
+        if self.random_start:
+            delta = random_start(x, index, radius=epsilon, seed=seed, epoch=0, purpose=Purpose.EVALUATE)
+        x_adv, delta = project(x, delta, bounds=bounds)
+        for _ in range(self.steps):
+            gradient, logits = input_gradient(net, x_adv, labels, self.objective)
+            resists = (logits.argmax(dim=1) == labels)[:, None, None, None]
+            stepped, moved = signed_step(x, delta, gradient, alpha=self.alpha, bounds=bounds)
+            x_adv, delta = torch.where(resists, stepped, x_adv), torch.where(resists, moved, delta)
+        return x_adv
+
+
+def gradient_attacks(epsilon: Fraction, step: Fraction | None = None) -> dict[str, GradientAttack]:
+    """The attacks of the paper's tables by name; `step` is PGD's and C&W's step size, by default epsilon / 4."""
+    alpha = epsilon / 4 if step is None else step
+    return {
+        "fgsm": GradientAttack(steps=1, alpha=epsilon, random_start=False),
+        "pgd-10": GradientAttack(steps=10, alpha=alpha),
+        "pgd-20": GradientAttack(steps=20, alpha=alpha),
+        "pgd-50": GradientAttack(steps=50, alpha=alpha),
+        "cw": GradientAttack(steps=20, alpha=alpha, objective=summed_margin),
+    }

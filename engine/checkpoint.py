@@ -1,0 +1,186 @@
+"""Checkpoints on disk: one folder each, written whole or not at all, verified by sha256 before anything is loaded.
+
+    checkpoints/step-00001234/model.safetensors   the classifier's state dict, names unchanged
+                              state.safetensors   the method's nets and every optimiser's tensors
+                              train.json          counters, and which checkpoint is the best so far
+                              MANIFEST.json       size and sha256 of the three
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from .errors import CheckpointError
+
+MODEL, STATE, RECORD, MANIFEST = "model.safetensors", "state.safetensors", "train.json", "MANIFEST.json"
+Tensors = dict[str, Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """One verified checkpoint."""
+
+    path: Path
+    record: dict[str, Any]
+
+    def model(self) -> Tensors:
+        """The classifier's tensors, on the CPU."""
+        return _load(self.path / MODEL)
+
+    def state(self) -> Tensors:
+        """All other tensors of the run, on the CPU."""
+        return _load(self.path / STATE)
+
+
+class CheckpointStore:
+    """The checkpoints of one run."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.rejected: list[str] = []  # what was found damaged while looking for the latest
+
+    def path(self, step: int) -> Path:
+        """Where the checkpoint of a step lies."""
+        return self.folder / f"step-{step:08d}"
+
+    def save(self, step: int, *, model: Tensors, state: Tensors, record: dict[str, Any]) -> Path:
+        """Writes one checkpoint: temporary folder, fsync, rename. A reader sees all of it or nothing."""
+        target = self.path(step)
+        temporary = self.folder / f"{target.name}.tmp-{os.getpid()}"
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        try:
+            save_file(_packed(model), temporary / MODEL)
+            save_file(_packed(state), temporary / STATE)
+            (temporary / RECORD).write_text(json.dumps(record, indent=2) + "\n")
+            files = {name: _fingerprint(temporary / name) for name in (MODEL, STATE, RECORD)}
+            (temporary / MANIFEST).write_text(json.dumps(files, indent=2) + "\n")
+            for name in (*files, MANIFEST):
+                _sync(temporary / name)
+            _sync(temporary)
+            if target.exists():  # the same step again, after a resume: identical, or rejected as damaged
+                shutil.rmtree(target)
+            temporary.rename(target)
+            _sync(self.folder)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+        return target
+
+    def latest(self) -> Checkpoint | None:
+        """The newest checkpoint whose files are what its manifest says; None if there is none."""
+        for path in sorted(self.folder.glob("step-????????"), reverse=True):
+            try:
+                return self.open(path)
+            except CheckpointError as error:
+                self.rejected.append(str(error))
+        return None
+
+    def open(self, path: Path) -> Checkpoint:
+        """Verifies one checkpoint.
+
+        Raises:
+            CheckpointError: it is missing, or a file is not what the manifest says.
+        """
+        try:
+            manifest = json.loads((path / MANIFEST).read_text())
+            for name in (MODEL, STATE, RECORD):
+                if _fingerprint(path / name) != manifest[name]:
+                    raise CheckpointError(f"{path / name} is damaged: its sha256 is not the one of {MANIFEST}")
+            return Checkpoint(path, json.loads((path / RECORD).read_text()))
+        except FileNotFoundError as error:
+            raise CheckpointError(f"{error.filename} is missing: the checkpoint is not complete") from None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise (error if isinstance(error, CheckpointError) else CheckpointError(f"{path}: {error}")) from None
+
+    def prune(self, keep: set[int]) -> None:
+        """Removes every checkpoint but those of the given steps, once the newest of these has been read back."""
+        self.open(self.path(max(keep)))
+        for path in self.folder.glob("step-*"):
+            if path not in {self.path(step) for step in keep}:
+                shutil.rmtree(path)
+
+
+def load_strictly(net: nn.Module, tensors: Tensors, source: Path) -> None:
+    """Copies tensors into a net whose names, shapes and dtypes must be exactly theirs.
+
+    Raises:
+        CheckpointError: naming the first tensor that is missing, unknown, or of another shape or dtype.
+    """
+    wanted = net.state_dict()
+    for name, tensor in wanted.items():
+        if name not in tensors:
+            raise CheckpointError(f"{source} has no tensor '{name}': it is damaged or of another net than config.json's")
+        found = tensors[name]
+        if found.shape != tensor.shape or found.dtype != tensor.dtype:
+            raise CheckpointError(
+                f"{source}: '{name}' is {found.dtype} {tuple(found.shape)}, the net of config.json has "
+                f"{tensor.dtype} {tuple(tensor.shape)}"
+            )
+    unknown = next((name for name in tensors if name not in wanted), None)
+    if unknown is not None:
+        raise CheckpointError(f"{source} has a tensor '{unknown}' that the net of config.json has not")
+    net.load_state_dict(tensors, strict=True)
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer, net: nn.Module, prefix: str) -> Tensors:
+    """An optimiser's state (momentum; Adam's moments and step), named by the parameter it belongs to."""
+    tensors = {}
+    for name, parameter in net.named_parameters():
+        for key, value in optimizer.state.get(parameter, {}).items():
+            tensors[f"{prefix}/{name}/{key}"] = value
+    return tensors
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, net: nn.Module, prefix: str, checkpoint: Checkpoint) -> None:
+    """The inverse of `optimizer_tensors`: every parameter of the net gets its state back.
+
+    Raises:
+        CheckpointError: a parameter has no state in the file.
+    """
+    tensors = checkpoint.state()
+    for name, parameter in net.named_parameters():
+        start = f"{prefix}/{name}/"
+        state = {key.removeprefix(start): value for key, value in tensors.items() if key.startswith(start)}
+        if not state:
+            raise CheckpointError(f"{checkpoint.path / STATE} has no tensor '{start}...': it is of another run or method")
+        # Adam counts its steps on the CPU; moments lie where their parameter lies, in its memory format.
+        optimizer.state[parameter] = {
+            key: value if key == "step" else torch.empty_like(parameter).copy_(value) for key, value in state.items()
+        }
+
+
+def _packed(tensors: Tensors) -> Tensors:
+    """Contiguous copies on the CPU, as safetensors wants them: channels-last weights are stored in NCHW order."""
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+
+
+def _load(path: Path) -> Tensors:
+    try:
+        return load_file(path)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from None
+
+
+def _fingerprint(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        return {"size": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

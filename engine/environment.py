@@ -1,0 +1,74 @@
+"""Where a run runs: device, versions, revision, and the settings that decide its numerics."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .errors import UsageError
+
+
+def choose_device(name: str) -> tuple[torch.device, str]:
+    """(device, why) for `auto`, `cpu`, `cuda` or `cuda:N`.
+
+    Raises:
+        UsageError: the name is none of these, or there is no such device.
+    """
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda", torch.cuda.current_device()), torch.cuda.get_device_name()
+        return torch.device("cpu"), "no CUDA device found"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UsageError(f"device '{name}' is not a device: choose auto, cpu, cuda or cuda:N") from None
+    if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
+        raise UsageError(f"device {name} is not there: {torch.cuda.device_count()} CUDA devices are visible, use cpu")
+    if device.type not in ("cpu", "cuda"):
+        raise UsageError(f"device {name} is not supported: choose auto, cpu, cuda or cuda:N")
+    return device, "as asked"
+
+
+def describe_environment(device: torch.device) -> dict[str, Any]:
+    """What environment.json holds. `numerics` decides whether a resumed run is bit-exact."""
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "git": git_revision(),
+        "hardfast": metadata.version("hardfast"),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "numpy": metadata.version("numpy"),
+        "numerics": {
+            "torch": torch.__version__,
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu {platform.machine()}",
+            "cuda": torch.version.cuda if device.type == "cuda" else None,
+            "threads": torch.get_num_threads(),
+            "precision": "float32",
+            "memory_format": "channels_last",
+            "execution": "eager",
+            "tf32": torch.backends.cuda.matmul.allow_tf32 or torch.backends.cudnn.allow_tf32,
+            "deterministic": torch.are_deterministic_algorithms_enabled(),
+        },
+    }
+
+
+def git_revision() -> str | None:
+    """The commit of the source tree this package runs from, with `+` where files differ from it; None outside one."""
+    folder = Path(__file__).parent
+    try:
+        revision = subprocess.run(
+            ["git", "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            timeout=10,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return revision.stdout.strip() or None

@@ -1,0 +1,13 @@
+"""The typed errors of the engine. Each message is one line: what is wrong, where, and what to do."""
+
+
+class UsageError(ValueError):
+    """Wrong use: an option, a recipe, a run folder or a net that cannot do what was asked. The command exits 2."""
+
+
+class CheckpointError(UsageError):
+    """A checkpoint is missing, damaged, or of another net."""
+
+
+class EvaluationError(RuntimeError):
+    """An attack's result contradicts itself, so its number must not be reported. The command exits 2."""

@@ -1,0 +1,49 @@
+"""`fgsm-rs`: one signed step from a random start. Wong, Rice, Kolter, "Fast is better than free" (2020); Algorithm 2."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Annotated, Literal
+
+import tyro
+from torch import Tensor
+
+from ...kernels import project, random_start, signed_step
+from ...loaders import Batch
+from ..step import batch_norm_mode, input_gradient
+from ..threat import parse_pixels
+from .base import Method, Position, Setting
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FgsmRsOptions:
+    """One step of FGSM from uniform noise in the ball."""
+
+    name: Annotated[Literal["fgsm-rs"], tyro.conf.Suppress] = "fgsm-rs"
+
+    alpha: str | None = None
+    """Step size, like 10/255; by default 1.25 times epsilon."""
+
+    def build(self, setting: Setting) -> Method:
+        """The method for one classifier and threat."""
+        return FgsmRs(self, setting)
+
+
+class FgsmRs(Method):
+    """Costs 5 units: 2 for the attack, 3 for the descent."""
+
+    def __init__(self, options: FgsmRsOptions, setting: Setting) -> None:
+        self.setting, self.bounds = setting, setting.bounds()
+        self.alpha = (
+            setting.epsilon * Fraction(5, 4) if options.alpha is None else parse_pixels(options.alpha, "method.alpha")
+        )
+
+    def craft(self, batch: Batch, position: Position) -> Tensor:
+        s, x = self.setting, batch.x
+        noise = random_start(x, batch.index, radius=s.epsilon, seed=s.seed, epoch=position.epoch, dtype=s.dtype)
+        x_adv, eta = project(x, noise, bounds=self.bounds)  # only the box can move it
+        with batch_norm_mode(s.net, s.attack_bn):
+            gradient, _ = input_gradient(s.net, x_adv, batch.label)
+        x_adv, _ = signed_step(x, eta, gradient, alpha=self.alpha, bounds=self.bounds)
+        return x_adv

@@ -1,0 +1,34 @@
+"""`standard`: training on clean images, the yardstick of cost and of what undefended nets lose."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import tyro
+from torch import Tensor
+
+from ...kernels import to_float
+from ...loaders import Batch
+from .base import Method, Position, Setting
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StandardOptions:
+    """Training on clean images: no attack, no options."""
+
+    name: Annotated[Literal["standard"], tyro.conf.Suppress] = "standard"
+
+    def build(self, setting: Setting) -> Method:
+        """The method for one classifier and threat."""
+        return Standard(setting)
+
+
+class Standard(Method):
+    """Costs 3 units: the descent alone."""
+
+    def __init__(self, setting: Setting) -> None:
+        self.setting = setting
+
+    def craft(self, batch: Batch, position: Position) -> Tensor:
+        return to_float(batch.x, self.setting.dtype)

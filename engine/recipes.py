@@ -1,0 +1,209 @@
+"""Recipes: what a run is, as frozen dataclasses whose field docstrings are the command line's help, and the presets."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Literal
+
+import pydantic
+import tyro
+
+from ..loaders import DataError, DataOptions
+from .errors import UsageError
+from .methods import FgsmSdiOptions, MethodOptions, PgdAtOptions
+from .models import ModelOptions
+from .schedule import ScheduleOptions
+from .step import AttackBN
+from .threat import parse_pixels
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OptimizerOptions:
+    """SGD for the classifier; weight decay on every parameter."""
+
+    lr: float = 0.1
+    """The largest learning rate of the run."""
+
+    momentum: float = 0.9
+    """Momentum, without Nesterov's correction."""
+
+    weight_decay: float = 5e-4
+    """L2 penalty."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.lr < math.inf:
+            raise UsageError(f"optimizer.lr must be a positive number, not {self.lr}")
+        if not 0 <= self.momentum < 1:
+            raise UsageError(f"optimizer.momentum must lie in [0, 1), not {self.momentum}")
+        if not 0 <= self.weight_decay < math.inf:
+            raise UsageError(f"optimizer.weight-decay must not be negative, not {self.weight_decay}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Recipe:
+    """Everything that decides a run's result."""
+
+    name: Annotated[str, tyro.conf.Suppress] = "digits"
+
+    about: Annotated[str, tyro.conf.Suppress] = ""
+
+    epsilon: str = "8/255"
+    """Radius of the L-infinity ball, in grey levels over 255."""
+
+    epochs: int = 110
+    """Passes over the training set."""
+
+    batch_size: int = 128
+    """Images in a batch; an incomplete last batch of an epoch is dropped."""
+
+    label_smoothing: float = 0.0
+    """Smoothing of the losses that move weights, in PyTorch's definition; attacks see hard labels."""
+
+    box: bool = True
+    """Project training images onto [0, 1] as well as onto the ball; evaluation always does."""
+
+    attack_bn: AttackBN = "train"
+    """The classifier's mode while an attack is crafted: train updates its BN statistics in every pass."""
+
+    crop_padding: int = 4
+    """Zero padding in pixels for the random crop; 0 is none."""
+
+    flip: bool = True
+    """Mirror each training image with probability 1/2."""
+
+    select_on: Literal["heldout", "test"] = "heldout"
+    """Which images choose the best checkpoint. The papers used the test set, which flatters the result."""
+
+    attack_step: str | None = None
+    """Step size of the PGD and C&W attacks of the evaluation, like 2/255; by default a quarter of epsilon."""
+
+    seed: int = 0
+    """Decides every random number of the run."""
+
+    method: MethodOptions = field(default_factory=FgsmSdiOptions)
+    data: DataOptions = field(default_factory=DataOptions)
+    model: ModelOptions = field(default_factory=ModelOptions)
+    optimizer: OptimizerOptions = field(default_factory=OptimizerOptions)
+    schedule: ScheduleOptions = field(default_factory=ScheduleOptions)
+
+    def __post_init__(self) -> None:
+        parse_pixels(self.epsilon, "epsilon")
+        if self.attack_step is not None:
+            parse_pixels(self.attack_step, "attack-step")
+        for name, smallest in (("epochs", 1), ("batch_size", 1), ("crop_padding", 0), ("seed", 0)):
+            if getattr(self, name) < smallest:
+                raise UsageError(
+                    f"{name.replace('_', '-')} must be at least {smallest}, not {getattr(self, name)}"
+                )
+        if not 0 <= self.label_smoothing < 1:
+            raise UsageError(f"label-smoothing must lie in [0, 1), not {self.label_smoothing}")
+        if any(epoch >= self.epochs for epoch in self.schedule.milestones):
+            raise UsageError(
+                f"schedule.milestones {self.schedule.milestones} would never fire in {self.epochs} epochs: "
+                "set --schedule.milestones to epochs below --epochs"
+            )
+
+
+def smoothing_of(true_class: float, num_classes: int) -> float:
+    """Label smoothing in PyTorch's definition that leaves probability `true_class` on the true class."""
+    return (1 - true_class) * num_classes / (num_classes - 1)
+
+
+# The first release of FGSM-SDI (2022-07), which the paper's tables were made with, left 0.9 on the true class.
+_PAPER_CIFAR10 = Recipe(
+    name="cifar10-resnet18",
+    about="Table V: ResNet18 on CIFAR-10, 110 epochs, learning rate x0.1 at 100 and 105",
+    epsilon="8/255",
+    epochs=110,
+    batch_size=128,
+    label_smoothing=smoothing_of(0.9, 10),
+    box=False,
+    method=FgsmSdiOptions(),
+    data=DataOptions(name="cifar10"),
+    model=ModelOptions(name="resnet18"),
+    optimizer=OptimizerOptions(lr=0.1),
+    schedule=ScheduleOptions(kind="multistep", milestones=(100, 105)),
+)
+
+PRESETS: dict[str, Recipe] = {
+    recipe.name: recipe
+    for recipe in (
+        Recipe(
+            name="digits",
+            about="handwritten digits on a CPU in under two minutes; what `make train` runs",
+            epsilon="48/255",
+            epochs=30,
+            batch_size=64,
+            crop_padding=2,
+            flip=False,
+            method=FgsmSdiOptions(k=5, generator_width=16),
+            data=DataOptions(name="digits", image_size=16),
+            model=ModelOptions(name="resnet8"),
+            optimizer=OptimizerOptions(lr=0.1),
+            schedule=ScheduleOptions(kind="cyclic"),
+        ),
+        _PAPER_CIFAR10,
+        replace(
+            _PAPER_CIFAR10,
+            name="cifar10-resnet18-cyclic",
+            about="Table VII: ResNet18 on CIFAR-10, 30 epochs, cyclic learning rate up to 0.2",
+            epochs=30,
+            optimizer=OptimizerOptions(lr=0.2),
+            schedule=ScheduleOptions(kind="cyclic"),
+        ),
+        Recipe(
+            name="fashion-mnist-resnet18",
+            about="ResNet18 on Fashion-MNIST, 30 epochs, cyclic; on a CPU add --model.name resnet8 --epochs 1",
+            epsilon="16/255",
+            epochs=30,
+            batch_size=128,
+            crop_padding=2,
+            method=FgsmSdiOptions(),
+            data=DataOptions(name="fashion-mnist"),
+            model=ModelOptions(name="resnet18"),
+            optimizer=OptimizerOptions(lr=0.1),
+            schedule=ScheduleOptions(kind="cyclic"),
+        ),
+    )
+}
+
+
+def get(name: str) -> Recipe:
+    """The preset of that name.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if name not in PRESETS:
+        raise UsageError(f"recipe '{name}' is not known: choose one of {', '.join(PRESETS)}")
+    return PRESETS[name]
+
+
+_ADAPTER = pydantic.TypeAdapter(Recipe)
+
+
+def to_json(recipe: Recipe) -> str:
+    """The recipe as config.json holds it."""
+    return json.dumps(_ADAPTER.dump_python(recipe, mode="json"), indent=2) + "\n"
+
+
+def from_json(text: str, source: str) -> Recipe:
+    """Reads what `to_json` wrote: every field present or defaulted, none unknown, types as declared.
+
+    Args:
+        text: the file's content.
+        source: its path, for the message.
+
+    Raises:
+        UsageError: naming the first wrong field.
+    """
+    try:
+        return _ADAPTER.validate_json(text, strict=True, extra="forbid")
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise UsageError(f"{source}: {where}: {first['msg']}; restore the file or choose another --out") from None
+    except DataError as error:
+        raise UsageError(f"{source}: {error}") from None

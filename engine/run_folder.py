@@ -1,0 +1,157 @@
+"""A run is a folder: what was asked for, where it ran, what happened, what came out.
+
+    config.json        the recipe            log.jsonl         one line per epoch
+    environment.json   device and versions   evaluation.json   accuracy in percent per attack
+    checkpoints/       see checkpoint.py
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from . import recipes
+from .checkpoint import Checkpoint, CheckpointStore, load_strictly
+from .errors import CheckpointError, UsageError
+from .models import build_model
+from .recipes import Recipe
+
+Which = Literal["best", "last"]
+
+
+class RunFolder:
+    """The files of one run."""
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        self.store = CheckpointStore(self.path / "checkpoints")
+
+    @property
+    def config(self) -> Path:
+        """The recipe of the run."""
+        return self.path / "config.json"
+
+    @property
+    def log(self) -> Path:
+        """One line per epoch."""
+        return self.path / "log.jsonl"
+
+    def recipe(self) -> Recipe:
+        """The recipe of the run in this folder.
+
+        Raises:
+            UsageError: there is none, or it cannot be read.
+        """
+        try:
+            text = self.config.read_text()
+        except OSError:
+            raise UsageError(f"{self.path} holds no run (no config.json): train one with `hardfast train`") from None
+        return recipes.from_json(text, str(self.config))
+
+    def claim(self, recipe: Recipe) -> bool:
+        """Makes this the folder of `recipe`'s run; True if it holds that run already.
+
+        Raises:
+            UsageError: the folder holds another run or other files; the message names the first difference.
+        """
+        if self.config.exists():
+            first = _first_difference(json.loads(recipes.to_json(self.recipe())), json.loads(recipes.to_json(recipe)))
+            if first is not None:
+                raise UsageError(
+                    f"--out {self.path} holds another run: its {first[0]} is {first[1]}, yours {first[2]}; "
+                    "choose another --out, or repeat that run's options to resume it"
+                )
+            return True
+        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+            raise UsageError(f"--out {self.path} exists and holds no run: choose a new or an empty folder")
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            write_whole(self.config, recipes.to_json(recipe))
+        except OSError as error:
+            raise UsageError(f"--out {self.path} cannot be written ({error.strerror}): choose another folder") from None
+        return False
+
+    def checkpoint(self, which: Which) -> Checkpoint:
+        """The newest checkpoint, or the best one by its record; verified.
+
+        Raises:
+            CheckpointError: there is none, or it is damaged.
+        """
+        last = self.store.latest()
+        if last is None:
+            damaged = f" ({self.store.rejected[0]})" if self.store.rejected else ""
+            raise CheckpointError(f"{self.store.folder} holds no whole checkpoint{damaged}: train the run again")
+        if which == "last":
+            return last
+        if last.record["best"] is None:
+            raise CheckpointError(f"{self.path} has no best checkpoint yet, no epoch has ended: use --checkpoint last")
+        return self.store.open(self.store.path(last.record["best"]["step"]))
+
+    def append_log(self, line: dict[str, Any]) -> None:
+        """Adds one line to log.jsonl, at once."""
+        with self.log.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def truncate_log(self, epochs: int) -> None:
+        """Drops the lines of epochs that the checkpoint being resumed does not know of."""
+        if self.log.exists():
+            lines = [text for text in self.log.read_text().splitlines() if json.loads(text)["epoch"] <= epochs]
+            write_whole(self.log, "".join(text + "\n" for text in lines))
+
+
+def load_model(
+    run: Path | str, *, checkpoint: Which = "best", device: torch.device | str = "cpu"
+) -> nn.Module:
+    """The classifier of a run: eval mode, float32 NCHW images in [0, 1] in, logits out.
+
+    Args:
+        run: the run's folder.
+        checkpoint: `best` by held-out PGD-10, or `last`.
+        device: where the net is put.
+
+    Raises:
+        UsageError: the folder holds no run.
+        CheckpointError: the checkpoint is missing, damaged, or of another net.
+    """
+    folder = RunFolder(run)
+    recipe, found = folder.recipe(), folder.checkpoint(checkpoint)
+    return restored_model(recipe, found).to(device)
+
+
+def restored_model(recipe: Recipe, checkpoint: Checkpoint) -> nn.Module:
+    """The classifier of one verified checkpoint, on the CPU, in eval mode."""
+    net = build_model(recipe.model, **checkpoint.record["net"]).to(memory_format=torch.channels_last)
+    load_strictly(net, checkpoint.model(), checkpoint.path / "model.safetensors")
+    return net.eval()
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Replaces a small file in one step, so that a reader or a crash never meets half of it."""
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(handle, "w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, 0o644)  # mkstemp's files are for their owner alone
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def _first_difference(old: Any, new: Any, name: str = "") -> tuple[str, Any, Any] | None:
+    """(dotted name, old value, new value) of the first field that differs between two recipes."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in [*old, *(key for key in new if key not in old)]:
+            found = _first_difference(old.get(key), new.get(key), f"{name}.{key}" if name else key)
+            if found is not None:
+                return found
+        return None
+    return None if old == new else (name, old, new)

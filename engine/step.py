@@ -1,0 +1,71 @@
+"""The two passes every method is made of: the input gradient of an attack, and the descent of the classifier."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+AttackBN = Literal["train", "eval"]
+Objective = Callable[[Tensor, Tensor], Tensor]  # (logits [N, K], labels [N]) -> scalar to ascend
+
+
+def summed_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross entropy on hard labels, summed: the sign of its gradient is that of the mean's, without the underflow."""
+    return F.cross_entropy(logits, labels, reduction="sum")
+
+
+def input_gradient(
+    net: nn.Module, x: Tensor, labels: Tensor, objective: Objective = summed_cross_entropy
+) -> tuple[Tensor, Tensor]:
+    """The gradient of an attack's objective with respect to the image; no weight gradient is computed.
+
+    Costs two units, a forward and an input gradient: `autograd.grad` with the image as its only input asks every
+    layer's backward for the gradient of its input alone.
+
+    Args:
+        net: the classifier, in whichever mode the caller has put it.
+        x: float [N, C, H, W] in [0, 1] pixel units.
+        labels: int64 [N].
+        objective: what the attack ascends.
+
+    Returns:
+        (gradient [N, C, H, W] in x's dtype and memory format, logits [N, K]), both detached.
+    """
+    x = x.detach().requires_grad_()
+    with torch.enable_grad():
+        logits = net(x)
+        loss = objective(logits, labels)
+    (gradient,) = torch.autograd.grad(loss, x)
+    return gradient, logits.detach()
+
+
+def descend(
+    net: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, labels: Tensor, *, label_smoothing: float
+) -> tuple[Tensor, Tensor]:
+    """One step of w against the mean cross entropy at x: line 11 of Algorithm 3. Costs three units.
+
+    Returns:
+        (loss, logits [N, K]), both detached and on the device.
+    """
+    optimizer.zero_grad(set_to_none=True)
+    logits = net(x)
+    loss = F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
+    loss.backward()
+    optimizer.step()
+    return loss.detach(), logits.detach()
+
+
+@contextmanager
+def batch_norm_mode(net: nn.Module, mode: AttackBN) -> Iterator[None]:
+    """Puts the net in train or eval mode for the passes of an attack, and back."""
+    before = net.training
+    net.train(mode == "train")
+    try:
+        yield
+    finally:
+        net.train(before)

@@ -1,0 +1,35 @@
+"""Radii and step sizes as users write them: `8/255`, kept as exact rationals."""
+
+from __future__ import annotations
+
+import re
+from fractions import Fraction
+
+from .errors import UsageError
+
+_FORM = re.compile(r"(\d+(?:\.\d+)?)/255")
+
+
+def parse_pixels(text: str, name: str) -> Fraction:
+    """`8/255` as an exact rational in [0, 1] pixel units; the numerator may have decimals.
+
+    Args:
+        text: the value, always written over 255.
+        name: the option it belongs to, for the message.
+
+    Raises:
+        UsageError: another form, or a value above 1.
+    """
+    match = _FORM.fullmatch(text.strip())
+    if match is None:
+        raise UsageError(f"{name} '{text}' is not a number of grey levels over 255: write it like 8/255")
+    value = Fraction(match[1]) / 255
+    if value > 1:
+        raise UsageError(f"{name} {text} is above 255/255, the whole range of a pixel: write it like 8/255")
+    return value
+
+
+def format_pixels(value: Fraction) -> str:
+    """The inverse of `parse_pixels`: Fraction(8, 255) as `8/255`."""
+    levels = value * 255
+    return f"{levels.numerator if levels.denominator == 1 else float(levels):g}/255"

@@ -1,0 +1,167 @@
+"""The loop: lines 1 to 13 of Algorithm 3, with a held-out check and a checkpoint after each epoch."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from ..loaders import open_dataset
+from . import console
+from .environment import choose_device, describe_environment
+from .evaluation import evaluate_net
+from .methods import Position
+from .recipes import Recipe
+from .run import Run
+from .run_folder import RunFolder, write_whole
+from .schedule import learning_rate, momentum
+from .signals import StopRequest
+from .step import descend
+
+REPORT_SECONDS = 0.5  # between two readings of the loss: each waits for the device
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How `train` ended: finished, or stopped on request and resumable."""
+
+    folder: Path
+    finished: bool
+
+
+def train(recipe: Recipe, out: Path | str, *, device: str = "auto") -> Outcome:
+    """Trains a recipe into a run folder; resumes by itself if the folder holds that run.
+
+    SIGINT or SIGTERM end it after the current step, saved; calling it again goes on from there, bit for bit on the
+    same device, torch version and thread count.
+
+    Args:
+        recipe: what to train; a preset of `recipes.PRESETS`, or `dataclasses.replace`d from one.
+        out: the run's folder, new or holding this very recipe's run.
+        device: auto, cpu, cuda or cuda:N.
+
+    Raises:
+        UsageError: wrong options, or a folder that holds another run.
+        DataError: the data set is missing or damaged.
+        CheckpointError: no checkpoint of the folder fits its config.json.
+    """
+    target, why = choose_device(device)
+    data = open_dataset(recipe.data)
+    run = Run(recipe, data, target)
+    folder = RunFolder(out)
+    resuming = folder.claim(recipe)
+    _announce(run, why)
+    if resuming:
+        _resume(run, folder)
+    environment = json.dumps(describe_environment(target), indent=2) + "\n"
+    write_whole(folder.path / "environment.json", environment)
+    with StopRequest() as stop:
+        while run.at.epoch < recipe.epochs:
+            began = time.perf_counter()
+            if not train_epoch(run, stop):
+                run.at.wall_seconds += time.perf_counter() - began
+                if run.at.total:
+                    run.save(folder.store)
+                return Outcome(folder.path, finished=False)
+            end_epoch(run, folder, began)
+    return Outcome(folder.path, finished=True)
+
+
+def train_epoch(run: Run, stop: StopRequest) -> bool:
+    """The rest of the current epoch, line 2 to 12 of Algorithm 3; False if a stop was requested in it."""
+    recipe, at = run.recipe, run.at
+    length = len(run.loader)
+    run.net.train()
+    label = f"epoch {at.epoch + 1}/{recipe.epochs}"
+    with console.bar(length * recipe.batch_size, label, "images", initial=at.step * recipe.batch_size) as bar:
+        read = began = time.perf_counter()
+        for batch in run.loader.epoch(at.epoch, start=at.step):
+            where = {"step": at.total, "steps_per_epoch": length, "epochs": recipe.epochs}
+            run.optimizer.param_groups[0]["lr"] = learning_rate(recipe.schedule, peak=recipe.optimizer.lr, **where)
+            run.optimizer.param_groups[0]["momentum"] = momentum(
+                recipe.schedule, base=recipe.optimizer.momentum, **where
+            )
+            x_adv = run.method.craft(batch, Position(at.epoch, at.step))  # lines 3 to 10
+            loss, logits = descend(
+                run.net, run.optimizer, x_adv, batch.label, label_smoothing=recipe.label_smoothing
+            )  # line 11
+            run.tally.add(loss, logits, batch.label)
+            at.step += 1
+            at.total += 1
+            bar.update(len(batch.label))
+            if not bar.disable and time.perf_counter() - read > REPORT_SECONDS:
+                bar.set_postfix_str(f"loss {run.tally.read()[0]:.3f}")
+                read = time.perf_counter()
+            if stop.requested:
+                break
+        if run.device.type == "cuda":
+            torch.cuda.synchronize(run.device)
+        at.step_seconds += time.perf_counter() - began
+    return at.step == length and not (stop.requested and at.step < length)
+
+
+def end_epoch(run: Run, folder: RunFolder, began: float) -> None:
+    """Held-out accuracy, the checkpoint, the log's line."""
+    recipe, at = run.recipe, run.at
+    loss, accuracy = run.tally.read()
+    run.tally.clear()
+    at.epoch, at.step = at.epoch + 1, 0
+    split = run.data.heldout if recipe.select_on == "heldout" else run.data.test
+    run.net.eval()
+    checked = evaluate_net(
+        run.net, split.to(run.device), epsilon=run.epsilon, attacks=("clean", "pgd-10"), seed=recipe.seed, quiet=True
+    ).accuracy
+    # A later epoch wins a tie, as in the released code: it has trained longer.
+    best = run.best is None or checked["pgd-10"] >= run.best["pgd-10"]
+    at.wall_seconds += time.perf_counter() - began
+    folder.append_log(
+        {
+            "epoch": at.epoch,
+            "step": at.total,
+            "lr": run.optimizer.param_groups[0]["lr"],
+            "loss": loss,
+            "train_accuracy": accuracy,
+            **{name: value.item() for name, value in run.method.metrics().items()},
+            "selected_on": recipe.select_on,
+            **checked,
+            "step_seconds": at.step_seconds,
+            "wall_seconds": at.wall_seconds,
+        }
+    )
+    run.save(folder.store, is_best=best, score=checked["pgd-10"])
+    console.line(
+        f"epoch {at.epoch:>3}/{recipe.epochs}  loss {loss:.3f}  train {accuracy:5.1f} %  {recipe.select_on} clean "
+        f"{checked['clean']:5.1f} %, pgd-10 {checked['pgd-10']:5.1f} %{' *' if best else '  '} "
+        f"{at.total * recipe.batch_size / at.step_seconds:7.0f} images/s  {at.wall_seconds:5.1f} s"
+    )
+
+
+def _announce(run: Run, why: str) -> None:
+    recipe, data = run.recipe, run.data
+    height, width, _ = data.image_shape
+    console.line(
+        f"{recipe.name}: {recipe.method.name} at epsilon {recipe.epsilon}, {recipe.model.name}, {data.name} "
+        f"({len(data.train):,} train, {len(data.heldout):,} held-out, {len(data.test):,} test images of "
+        f"{height}x{width}, from {data.source})"
+    )
+    console.line(f"device {run.device} ({why}), eager, float32, channels-last, {torch.get_num_threads()} CPU threads")
+
+
+def _resume(run: Run, folder: RunFolder) -> None:
+    latest = folder.store.latest()
+    for rejected in folder.store.rejected:
+        console.line(f"rejected: {rejected}")
+    if latest is None:
+        console.line(f"{folder.path} holds this run but no whole checkpoint of it: starting again")
+        folder.truncate_log(0)
+        return
+    run.restore(latest)
+    folder.truncate_log(run.at.epoch)
+    console.line(
+        f"resuming at epoch {run.at.epoch + 1}, step {run.at.step}"
+        if run.at.epoch < run.recipe.epochs
+        else f"already trained: {folder.path} holds all {run.recipe.epochs} epochs"
+    )
