@@ -93,7 +93,7 @@ class Run:
         )
         self.at = Counters()
         self.tally = Tally(device)
-        self.best: dict[str, Any] | None = None  # {"step", "epoch", "pgd-10"} of the best checkpoint so far
+        self.best: dict[str, Any] | None = None  # {"step", "epoch", "score"} of the best checkpoint so far
 
     def tensors(self) -> dict[str, Tensor]:
         """All tensors but the classifier's: the method's nets, every optimiser, the tally."""
@@ -107,7 +107,7 @@ class Run:
     def save(self, store: CheckpointStore, *, is_best: bool = False, score: float | None = None) -> None:
         """Writes a checkpoint of this moment, then removes all others but the best one."""
         if is_best:
-            self.best = {"step": self.at.total, "epoch": self.at.epoch, "pgd-10": score}
+            self.best = {"step": self.at.total, "epoch": self.at.epoch, "score": score}
         record = {"at": asdict(self.at), "best": self.best, "net": self.shape}
         store.save(self.at.total, model=dict(self.net.state_dict()), state=self.tensors(), record=record)
         store.prune(keep={self.at.total} | ({self.best["step"]} if self.best else set()))

@@ -54,11 +54,11 @@ class RunFolder:
             raise UsageError(f"{self.path} holds no run (no config.json): train one with `hardfast train`") from None
         return recipes.from_json(text, str(self.config))
 
-    def claim(self, recipe: Recipe) -> bool:
-        """Makes this the folder of `recipe`'s run; True if it holds that run already.
+    def holds(self, recipe: Recipe) -> bool:
+        """Whether this folder holds `recipe`'s run already; False if it is still free.
 
         Raises:
-            UsageError: the folder holds another run or other files; the message names the first difference.
+            UsageError: the folder holds another run, whose first difference is named, or other files.
         """
         if self.config.exists():
             first = _first_difference(json.loads(recipes.to_json(self.recipe())), json.loads(recipes.to_json(recipe)))
@@ -70,12 +70,19 @@ class RunFolder:
             return True
         if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
             raise UsageError(f"--out {self.path} exists and holds no run: choose a new or an empty folder")
+        return False
+
+    def create(self, recipe: Recipe) -> None:
+        """Makes the folder and its config.json.
+
+        Raises:
+            UsageError: it cannot be written.
+        """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             write_whole(self.config, recipes.to_json(recipe))
         except OSError as error:
             raise UsageError(f"--out {self.path} cannot be written ({error.strerror}): choose another folder") from None
-        return False
 
     def checkpoint(self, which: Which) -> Checkpoint:
         """The newest checkpoint, or the best one by its record; verified.

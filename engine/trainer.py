@@ -49,13 +49,14 @@ def train(recipe: Recipe, out: Path | str, *, device: str = "auto") -> Outcome:
         CheckpointError: no checkpoint of the folder fits its config.json.
     """
     target, why = choose_device(device)
-    data = open_dataset(recipe.data)
-    run = Run(recipe, data, target)
     folder = RunFolder(out)
-    resuming = folder.claim(recipe)
+    resuming = folder.holds(recipe)
+    run = Run(recipe, open_dataset(recipe.data), target)
     _announce(run, why)
     if resuming:
         _resume(run, folder)
+    else:
+        folder.create(recipe)
     environment = json.dumps(describe_environment(target), indent=2) + "\n"
     write_whole(folder.path / "environment.json", environment)
     with StopRequest() as stop:
@@ -67,6 +68,8 @@ def train(recipe: Recipe, out: Path | str, *, device: str = "auto") -> Outcome:
                     run.save(folder.store)
                 return Outcome(folder.path, finished=False)
             end_epoch(run, folder, began)
+            if stop.requested and run.at.epoch < recipe.epochs:
+                return Outcome(folder.path, finished=False)
     return Outcome(folder.path, finished=True)
 
 
@@ -100,7 +103,7 @@ def train_epoch(run: Run, stop: StopRequest) -> bool:
         if run.device.type == "cuda":
             torch.cuda.synchronize(run.device)
         at.step_seconds += time.perf_counter() - began
-    return at.step == length and not (stop.requested and at.step < length)
+    return at.step == length
 
 
 def end_epoch(run: Run, folder: RunFolder, began: float) -> None:
@@ -115,7 +118,8 @@ def end_epoch(run: Run, folder: RunFolder, began: float) -> None:
         run.net, split.to(run.device), epsilon=run.epsilon, attacks=("clean", "pgd-10"), seed=recipe.seed, quiet=True
     ).accuracy
     # A later epoch wins a tie, as in the released code: it has trained longer.
-    best = run.best is None or checked["pgd-10"] >= run.best["pgd-10"]
+    score = checked[run.method.select_by]
+    best = run.best is None or score >= run.best["score"]
     at.wall_seconds += time.perf_counter() - began
     folder.append_log(
         {
@@ -131,7 +135,7 @@ def end_epoch(run: Run, folder: RunFolder, began: float) -> None:
             "wall_seconds": at.wall_seconds,
         }
     )
-    run.save(folder.store, is_best=best, score=checked["pgd-10"])
+    run.save(folder.store, is_best=best, score=score)
     console.line(
         f"epoch {at.epoch:>3}/{recipe.epochs}  loss {loss:.3f}  train {accuracy:5.1f} %  {recipe.select_on} clean "
         f"{checked['clean']:5.1f} %, pgd-10 {checked['pgd-10']:5.1f} %{' *' if best else '  '} "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -47,6 +47,9 @@ class Method:
     A method that trains nets of its own (FGSM-SDI's generator) returns them from `nets` and their optimisers from
     `optimizers`; the trainer then saves and resumes them.
     """
+
+    select_by: Literal["pgd-10", "clean"] = "pgd-10"
+    """The held-out accuracy that chooses the best checkpoint."""
 
     def craft(self, batch: Batch, position: Position) -> Tensor:
         """x_adv [N, C, H, W] in the setting's dtype, detached, for one clean batch.

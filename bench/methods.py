@@ -1,0 +1,165 @@
+"""Several methods over several seeds from one recipe: what each reaches, and what a step of each costs."""
+
+from __future__ import annotations
+
+import csv as csv_files
+import json
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..engine import console
+from ..engine.environment import choose_device, describe_environment
+from ..engine.errors import UsageError
+from ..engine.evaluation import evaluate
+from ..engine.methods import FgsmSdiOptions, Position, method_options
+from ..engine.recipes import Recipe
+from ..engine.run import Run
+from ..engine.step import descend
+from ..engine.trainer import train
+from ..loaders import open_dataset
+from .timing import Spread, interleaved_seconds, paired_ratio
+
+ROUNDS, WARMUP = 20, 3
+
+
+@dataclass(frozen=True, slots=True)
+class MethodRow:
+    """One method's line of the table."""
+
+    method: str
+    seeds: int
+    accuracy: dict[str, list[float]]  # percent, by attack, one value a seed
+    images: dict[str, int]
+    step: Spread  # step time over that of the first method
+
+
+def compare_methods(
+    recipe: Recipe,
+    out: Path,
+    *,
+    methods: Sequence[str],
+    seeds: Sequence[int],
+    attacks: Sequence[str],
+    device: str = "auto",
+    csv: Path | None = None,
+) -> str:
+    """Trains and attacks each method for each seed, times their steps in turn, and returns a Markdown table.
+
+    Runs lie in out/METHOD-SEED; those that are there already are not trained or attacked again.
+
+    Args:
+        recipe: the common recipe; its own method keeps its options, the others get their defaults.
+        out: folder of the runs.
+        methods: names; the first is the unit of the step times.
+        seeds: one run of each method for each.
+        attacks: names out of `evaluation.ATTACKS`.
+        device: auto, cpu, cuda or cuda:N.
+        csv: where the rows are also written, with device and versions.
+
+    Raises:
+        UsageError: an unknown method, fewer than two methods, or no seed.
+    """
+    if len(set(methods)) < 2 or not seeds:
+        raise UsageError("bench methods compares at least two --methods over at least one of --seeds")
+    variants = {name: _with_method(recipe, name) for name in methods}
+    ratios = _step_ratios(variants, choose_device(device)[0])
+    rows = []
+    for name, variant in variants.items():
+        found = [_evaluated(replace(variant, seed=seed), out / f"{name}-{seed}", attacks, device) for seed in seeds]
+        accuracy = {attack: [report["accuracy"][attack] for report in found] for attack in attacks}
+        images = {attack: found[0]["samples_of"].get(attack, found[0]["samples"]) for attack in attacks}
+        rows.append(MethodRow(name, len(seeds), accuracy, images, ratios[name]))
+    if csv is not None:
+        _write_csv(csv, recipe, rows, describe_environment(choose_device(device)[0]))
+    return markdown(rows, base=methods[0])
+
+
+def _with_method(recipe: Recipe, name: str) -> Recipe:
+    return recipe if name == recipe.method.name else replace(recipe, method=method_options(name))
+
+
+def _evaluated(recipe: Recipe, folder: Path, attacks: Sequence[str], device: str) -> dict[str, Any]:
+    """Trains one run if it is not finished, attacks it if it was not, and returns its evaluation.json."""
+    if not train(recipe, folder, device=device).finished:
+        raise KeyboardInterrupt
+    path = folder / "evaluation.json"
+    if path.exists():
+        report: dict[str, Any] = json.loads(path.read_text())
+        if all(attack in report["accuracy"] for attack in attacks):
+            return report
+    return evaluate(folder, attacks=attacks, device=device)
+
+
+def _step_ratios(variants: dict[str, Recipe], device: torch.device) -> dict[str, Spread]:
+    """Step time of each method over the first one's, of whole cycles of the generator's interval."""
+    cycle = max([r.method.k for r in variants.values() if isinstance(r.method, FgsmSdiOptions)], default=1)
+    calls = {name: _steps(recipe, cycle, device) for name, recipe in variants.items()}
+    console.line(f"timing {cycle} steps of each of {', '.join(variants)}, in turn, {ROUNDS} times")
+    seconds = interleaved_seconds(calls, repeats=ROUNDS, warmup=WARMUP, device=device)
+    base = next(iter(variants))
+    return {name: paired_ratio(seconds, name, base) for name in variants}
+
+
+def _steps(recipe: Recipe, count: int, device: torch.device) -> Callable[[], None]:
+    """`count` whole training steps (craft and descend, without the loader) on batches of the recipe's data."""
+    run = Run(recipe, open_dataset(recipe.data), device)
+    batches = [batch for batch, _ in zip(run.loader.epoch(0), range(count), strict=False)]
+
+    def call() -> None:
+        run.net.train()
+        for step in range(count):
+            batch = batches[step % len(batches)]
+            x_adv = run.method.craft(batch, Position(0, step))
+            descend(run.net, run.optimizer, x_adv, batch.label, label_smoothing=recipe.label_smoothing)
+
+    return call
+
+
+def markdown(rows: Sequence[MethodRow], *, base: str) -> str:
+    """The table as README shows it: mean and sample deviation over the seeds in percent, and step times as ratios."""
+    attacks = list(rows[0].accuracy)
+    header = ["method", *(f"{attack} ({rows[0].images[attack]} images)" for attack in attacks), f"step / {base}"]
+    lines = ["| " + " | ".join(header) + " |", "|---|" + "---:|" * (len(header) - 1)]
+    for row in rows:
+        cells = [mean_and_deviation(row.accuracy[attack]) for attack in attacks]
+        step = f"{row.step.median:.2f} ({row.step.p20:.2f} to {row.step.p80:.2f})"
+        lines.append("| " + " | ".join([f"`{row.method}`", *cells, step]) + " |")
+    return "\n".join(lines)
+
+
+def mean_and_deviation(values: Sequence[float]) -> str:
+    """`71.2 ± 0.8`; without a deviation for a single value."""
+    mean = f"{statistics.mean(values):.1f}"
+    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.1f}"
+
+
+def _write_csv(path: Path, recipe: Recipe, rows: Sequence[MethodRow], environment: dict[str, Any]) -> None:
+    common = {
+        "date": environment["date"],
+        "git": environment["git"],
+        "recipe": recipe.name,
+        "epsilon": recipe.epsilon,
+        "epochs": recipe.epochs,
+        "batch": recipe.batch_size,
+        **{f"numerics_{key}": value for key, value in environment["numerics"].items()},
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as file:
+        writer = None
+        for row in rows:
+            line = {"method": row.method, "seeds": row.seeds}
+            for attack, values in row.accuracy.items():
+                line[f"{attack}_mean"] = round(statistics.mean(values), 3)
+                line[f"{attack}_deviation"] = round(statistics.stdev(values), 3) if len(values) > 1 else ""
+                line[f"{attack}_images"] = row.images[attack]
+            line |= {"step_ratio": row.step.median, "step_ratio_p20": row.step.p20, "step_ratio_p80": row.step.p80}
+            line |= {"step_ratio_base": rows[0].method, **common}
+            if writer is None:
+                writer = csv_files.DictWriter(file, list(line))
+                writer.writeheader()
+            writer.writerow(line)

@@ -1,0 +1,289 @@
+"""The command `hardfast`: each subcommand is a dataclass whose docstrings are its help, and a function that runs it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from importlib import metadata
+from pathlib import Path
+from typing import Annotated, Literal, get_args
+
+import tyro
+
+from ..loaders import REGISTRY, DataError, DatasetName, prepare
+from . import console, recipes
+from .errors import EvaluationError, UsageError
+from .evaluation import ATTACKS, evaluate
+from .methods import METHODS, method_options
+from .parsing import parse
+from .recipes import Recipe
+from .run_folder import Which
+from .trainer import train
+
+DONE, WRONG_USE, STOPPED, INTERRUPTED = 0, 2, 75, 130
+SHORT_EVALUATION_SAMPLES = 1000
+
+AttackName = Literal["clean", "fgsm", "pgd-10", "pgd-20", "pgd-50", "cw", "apgd", "aa"]
+assert get_args(AttackName) == ATTACKS
+
+HELP = """\
+hardfast: adversarially robust image classifiers, fast
+
+  hardfast recipes                          the presets, a line each
+  hardfast train RECIPE --out DIR           trains; the same command resumes; ends with a short evaluation
+  hardfast evaluate DIR                     attacks a trained run: table, and DIR/evaluation.json
+  hardfast data list | prepare NAME         the data sets; fetches one and checks it
+  hardfast bench methods RECIPE --out DIR   trains and attacks several methods over several seeds: a table
+
+Each says more with --help. Exit codes: 0 done, 2 wrong use, 75 stopped on request and resumable.
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainArguments:
+    """Trains a recipe into a folder, then attacks its best checkpoint briefly. The same command resumes a run."""
+
+    out: str
+    """Folder of the run: new, or holding this very run."""
+
+    method: Annotated[Literal["fgsm-sdi", "fgsm-rs", "pgd-at", "standard"], tyro.conf.arg(name="method")] = "fgsm-sdi"
+    """Train with another method than the recipe's, with that method's own defaults."""
+
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+
+    evaluate: bool = True
+    """Attack the best checkpoint at the end: clean and PGD-10 on up to 1,000 test images."""
+
+    recipe: Annotated[Recipe, tyro.conf.arg(name="")] = field(default_factory=Recipe)
+
+
+def run_train(argv: Sequence[str]) -> int:
+    """hardfast train RECIPE --out DIR [overrides]"""
+    name, rest = _recipe_name("train", argv)
+    recipe = recipes.get(name)
+    wanted = _value_of("--method", rest)
+    if wanted is not None and wanted != recipe.method.name:
+        recipe = replace(recipe, method=method_options(wanted))
+    default = TrainArguments(out=tyro.MISSING, method=recipe.method.name, recipe=recipe)
+    asked = parse(TrainArguments, rest, f"hardfast train {name}", default=default)
+    outcome = train(asked.recipe, asked.out, device=asked.device)
+    if not outcome.finished:
+        console.line(f"stopped on request; everything is saved in {outcome.folder}, the same command resumes")
+        return STOPPED
+    if asked.evaluate:
+        evaluate(outcome.folder, attacks=("clean", "pgd-10"), samples=SHORT_EVALUATION_SAMPLES, device=asked.device)
+    console.line(f"done: next, `hardfast evaluate {outcome.folder} --attacks clean pgd-20 aa`")
+    return DONE
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateArguments:
+    """Attacks a trained run at its own epsilon on its data set's test images."""
+
+    run: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="DIR")]
+    """Folder of the run."""
+
+    attacks: tuple[AttackName, ...] = ("clean", "fgsm", "pgd-10", "pgd-20", "cw")
+    """Which attacks. apgd and aa (AutoAttack, standard) take minutes to hours and need pyautoattack."""
+
+    checkpoint: Which = "best"
+    """best by held-out PGD-10, or last."""
+
+    samples: int | None = None
+    """Only the first so many test images; the number stands beside every accuracy."""
+
+    aa_samples: int | None = None
+    """Only the first so many of these for aa, which is the longest attack."""
+
+    batch_size: int = 250
+    """Images in a forward pass."""
+
+    seed: int = 0
+    """Of every random start."""
+
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+
+    json: str | None = None
+    """Also write the result to this file."""
+
+
+def run_evaluate(argv: Sequence[str]) -> int:
+    """hardfast evaluate DIR [options]"""
+    asked = parse(EvaluateArguments, argv, "hardfast evaluate")
+    for name, value in (("samples", asked.samples), ("aa-samples", asked.aa_samples), ("batch-size", asked.batch_size)):
+        if value is not None and value < 1:
+            raise UsageError(f"--{name} must be at least 1, not {value}")
+    report = evaluate(
+        asked.run,
+        attacks=asked.attacks,
+        checkpoint=asked.checkpoint,
+        samples=asked.samples,
+        samples_of={} if asked.aa_samples is None else {"aa": asked.aa_samples},
+        batch_size=asked.batch_size,
+        seed=asked.seed,
+        device=asked.device,
+    )
+    rows = [
+        [name, f"{report['accuracy'][name]:.2f} %", str(report["samples_of"].get(name, report["samples"]))]
+        for name in ATTACKS
+        if name in asked.attacks
+    ]
+    console.line()
+    console.line(console.table(["attack", "accuracy", "images"], rows))
+    if asked.json is not None:
+        try:
+            Path(asked.json).write_text(json.dumps(report, indent=2) + "\n")
+        except OSError as error:
+            raise UsageError(f"--json {asked.json} cannot be written ({error.strerror})") from None
+    return DONE
+
+
+def run_recipes(argv: Sequence[str]) -> int:
+    """hardfast recipes"""
+    _no_options("recipes", argv)
+    rows = [[recipe.name, recipe.method.name, recipe.epsilon, recipe.about] for recipe in recipes.PRESETS.values()]
+    width = max(len(row[0]) for row in rows)
+    for name, method, epsilon, about in rows:
+        console.line(f"{name:<{width}}  {method:<8}  {epsilon:>6}  {about}")
+    return DONE
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepareArguments:
+    """Fetches a data set where it is missing, and checks every file of it."""
+
+    name: Annotated[tyro.conf.Positional[DatasetName], tyro.conf.arg(metavar="NAME")]
+    """Which one; see `hardfast data list`."""
+
+    root: str = "data"
+    """Folder for all data sets; this one goes to ROOT/NAME. Train with --data.root ROOT."""
+
+    mirror: str | None = None
+    """Address of a folder with the files under their published names, instead of the official one."""
+
+
+def run_data(argv: Sequence[str]) -> int:
+    """hardfast data list | prepare NAME [--root R]"""
+    if argv[:1] == ["list"]:
+        _no_options("data list", argv[1:])
+        for name, entry in REGISTRY.items():
+            console.line(f"{name:<14}  {entry.about}")
+        return DONE
+    if argv[:1] == ["prepare"]:
+        asked = parse(PrepareArguments, argv[1:], "hardfast data prepare")
+        console.line(f"{asked.name}: {prepare(asked.name, Path(asked.root), mirror=asked.mirror)}")
+        return DONE
+    if argv[:1] in (["-h"], ["--help"]):
+        console.line("hardfast data list | prepare NAME [--root R] [--mirror URL]")
+        return DONE
+    raise UsageError("data needs `list` or `prepare NAME`: for example `hardfast data prepare fashion-mnist`")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchMethodsArguments:
+    """Trains several methods over several seeds from one recipe, attacks each, and times their steps side by side."""
+
+    out: str
+    """Folder for the runs; a second call goes on where the first one stopped."""
+
+    methods: tuple[str, ...] = ("standard", "fgsm-sdi", "pgd-at")
+    """Methods to compare."""
+
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """A run of each method for each of these seeds."""
+
+    attacks: tuple[AttackName, ...] = ("clean", "pgd-20", "aa")
+    """Attacks on the best checkpoint of each run."""
+
+    csv: str | None = None
+    """Also write the rows to this file."""
+
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+
+    recipe: Annotated[Recipe, tyro.conf.arg(name="")] = field(default_factory=Recipe)
+
+
+def run_bench(argv: Sequence[str]) -> int:
+    """hardfast bench methods RECIPE --out DIR [overrides]"""
+    from ..bench.methods import compare_methods  # bench imports the engine, so not at the top
+
+    if argv[:1] != ["methods"]:
+        raise UsageError("bench needs `methods`: for example `hardfast bench methods digits --out runs/methods`")
+    name, rest = _recipe_name("bench methods", argv[1:])
+    default = BenchMethodsArguments(out=tyro.MISSING, recipe=recipes.get(name))
+    asked = parse(BenchMethodsArguments, rest, f"hardfast bench methods {name}", default=default)
+    table = compare_methods(
+        asked.recipe,
+        Path(asked.out),
+        methods=asked.methods,
+        seeds=asked.seeds,
+        attacks=asked.attacks,
+        device=asked.device,
+        csv=None if asked.csv is None else Path(asked.csv),
+    )
+    console.line()
+    console.line(table)
+    return DONE
+
+
+def _recipe_name(command: str, argv: Sequence[str]) -> tuple[str, list[str]]:
+    """(the recipe, the other words); `--help` without a recipe teaches with `digits`."""
+    if argv and not argv[0].startswith("-"):
+        return argv[0], list(argv[1:])
+    if "-h" in argv or "--help" in argv:
+        return "digits", list(argv)
+    raise UsageError(f"{command} needs a recipe before its options: choose one of {', '.join(recipes.PRESETS)}")
+
+
+def _value_of(flag: str, argv: Sequence[str]) -> str | None:
+    """The word after `flag`, or behind its equals sign: the method decides which other options there are."""
+    for place, word in enumerate(argv):
+        if word.startswith(f"{flag}="):
+            return word.removeprefix(f"{flag}=")
+        if word == flag and place + 1 < len(argv):
+            return argv[place + 1]
+    return None
+
+
+def _no_options(command: str, argv: Sequence[str]) -> None:
+    if argv and argv[0] not in ("-h", "--help"):
+        raise UsageError(f"{command} takes no '{argv[0]}': run `hardfast {command}` alone")
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
+    "recipes": run_recipes,
+    "train": run_train,
+    "evaluate": run_evaluate,
+    "data": run_data,
+    "bench": run_bench,
+}
+
+
+def run(argv: Sequence[str]) -> int:
+    """Runs one command line and returns its exit code; wrong use is one line on stderr."""
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        console.line(HELP)
+        return DONE if argv else WRONG_USE
+    if argv[0] == "--version":
+        console.line(metadata.version("hardfast"))
+        return DONE
+    try:
+        if argv[0] not in COMMANDS:
+            raise UsageError(f"'{argv[0]}' is not a command: choose one of {', '.join(COMMANDS)}")
+        return COMMANDS[argv[0]](list(argv[1:]))
+    except (UsageError, DataError, EvaluationError) as error:
+        console.error(f"hardfast: {error}")
+        return WRONG_USE
+    except KeyboardInterrupt:
+        console.error("hardfast: interrupted; a run keeps its last whole checkpoint, and `hardfast train` resumes it")
+        return INTERRUPTED
+
+
+def main() -> None:
+    """The entry point of the command."""
+    sys.exit(run(sys.argv[1:]))

@@ -1,0 +1,51 @@
+"""Every adversarial training image of a whole epoch lies exactly in the ball, and in [0, 1] where asked."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from fractions import Fraction
+
+import pytest
+import torch
+from torch import Tensor
+
+from hardfast.engine import recipes
+from hardfast.engine.methods import METHODS, Position, method_options
+from hardfast.engine.run import Run
+from hardfast.engine.step import descend
+from hardfast.loaders import open_dataset
+
+
+def assert_in_ball(x: Tensor, x_adv: Tensor, epsilon: Fraction) -> None:
+    """Exactly, in rationals: around the byte k/255 and around the float that stores it."""
+    for k in x.unique().tolist():
+        reached = x_adv[x == k].double()
+        for pixel in (Fraction(k, 255), Fraction((torch.tensor(k).float() / 255).item())):
+            assert Fraction(reached.max().item()) - pixel <= epsilon
+            assert pixel - Fraction(reached.min().item()) <= epsilon
+
+
+@pytest.mark.parametrize("box", [False, True])
+@pytest.mark.parametrize("name", [name for name in METHODS if name != "standard"])
+def test_whole_epoch_stays_in_the_ball(name: str, box: bool) -> None:
+    recipe = replace(recipes.get("digits"), box=box, epsilon="8/255", method=method_options(name))
+    run = Run(recipe, open_dataset(recipe.data), torch.device("cpu"))
+    outside_box = images = 0
+    for step, batch in enumerate(run.loader.epoch(0)):
+        x_adv = run.method.craft(batch, Position(0, step))
+        descend(run.net, run.optimizer, x_adv, batch.label, label_smoothing=0)
+        assert x_adv.dtype == torch.float32
+        assert_in_ball(batch.x, x_adv, Fraction(8, 255))
+        outside_box += int(((x_adv < 0) | (x_adv > 1)).sum())
+        images += len(x_adv)
+    assert images == len(run.loader) * recipe.batch_size
+    assert outside_box == 0 if box else outside_box > 0
+
+
+def test_the_usual_clamp_would_be_caught() -> None:
+    """The negative control: the projection everyone writes fails the same assertion."""
+    x = torch.arange(256, dtype=torch.float32).repeat(100) / 255
+    eps = torch.tensor(8 / 255)
+    d = (torch.rand(len(x), generator=torch.Generator().manual_seed(0)) * 2 - 1) * 2 * eps
+    usual = torch.clamp(x + torch.clamp(d, -eps, eps), 0, 1)
+    assert Fraction((usual.double() - x.double()).abs().max().item()) > Fraction(8, 255)
