@@ -147,18 +147,28 @@ def load_optimizer(optimizer: torch.optim.Optimizer, net: nn.Module, prefix: str
     """The inverse of `optimizer_tensors`: every parameter of the net gets its state back.
 
     Raises:
-        CheckpointError: a parameter has no state in the file.
+        CheckpointError: the file lacks a tensor.
     """
     tensors = checkpoint.state()
     for name, parameter in net.named_parameters():
-        start = f"{prefix}/{name}/"
-        state = {key.removeprefix(start): value for key, value in tensors.items() if key.startswith(start)}
-        if not state:
-            raise CheckpointError(f"{checkpoint.path / STATE} has no tensor '{start}...': it is of another run or method")
-        # Adam counts its steps on the CPU; moments lie where their parameter lies, in its memory format.
-        optimizer.state[parameter] = {
-            key: value if key == "step" else torch.empty_like(parameter).copy_(value) for key, value in state.items()
-        }
+        state = {}
+        for key in _state_keys(optimizer):
+            value = tensors.get(f"{prefix}/{name}/{key}")
+            if value is None:
+                raise CheckpointError(
+                    f"{checkpoint.path / STATE} has no tensor '{prefix}/{name}/{key}': it is of another run or damaged"
+                )
+            # Adam counts its steps on the CPU; moments lie where their parameter lies, in its memory format.
+            state[key] = value if key == "step" else torch.empty_like(parameter).copy_(value)
+        if state:
+            optimizer.state[parameter] = state
+
+
+def _state_keys(optimizer: torch.optim.Optimizer) -> tuple[str, ...]:
+    """The tensors an optimiser keeps for each parameter once it has stepped."""
+    if isinstance(optimizer, torch.optim.Adam):
+        return ("step", "exp_avg", "exp_avg_sq")
+    return ("momentum_buffer",) if optimizer.param_groups[0]["momentum"] else ()
 
 
 def _packed(tensors: Tensors) -> Tensors:

@@ -1,0 +1,154 @@
+"""The store: whole or not at all, verified, strict."""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from hardfast.engine import CheckpointError
+from hardfast.engine.checkpoint import (
+    MANIFEST,
+    MODEL,
+    RECORD,
+    STATE,
+    CheckpointStore,
+    load_optimizer,
+    load_strictly,
+    optimizer_tensors,
+)
+
+
+def tensors(value: float = 1.0) -> dict[str, Tensor]:
+    return {"a": torch.full((3, 4), value), "count": torch.tensor(7)}
+
+
+def save(store: CheckpointStore, step: int, value: float = 1.0) -> Path:
+    return store.save(step, model=tensors(value), state=tensors(-value), record={"step": step})
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path / "checkpoints")
+    assert store.latest() is None
+    weight = torch.rand(8, 4, 3, 3).to(memory_format=torch.channels_last)
+    path = store.save(5, model={"w": weight}, state=tensors(), record={"step": 5, "seconds": 0.1})
+    found = store.latest()
+    assert found is not None
+    assert found.path == path
+    assert found.record == {"step": 5, "seconds": 0.1}
+    assert torch.equal(found.model()["w"], weight)
+    assert found.state().keys() == tensors().keys()
+    assert sorted(p.name for p in path.iterdir()) == sorted([MODEL, STATE, RECORD, MANIFEST])
+    assert [p.name for p in store.folder.iterdir()] == ["step-00000005"]
+
+
+@pytest.mark.parametrize("name", [MODEL, STATE, RECORD, MANIFEST])
+@pytest.mark.parametrize("damage", ["flip", "cut", "missing", "empty"])
+def test_the_newest_whole_checkpoint_wins(name: str, damage: str, tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path)
+    save(store, 1, 1.0)
+    path = save(store, 2, 2.0) / name
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    if damage == "missing":
+        path.unlink()
+    else:
+        path.write_bytes({"flip": content, "cut": content[:-1], "empty": b""}[damage])
+    found = store.latest()
+    assert found is not None
+    assert found.record == {"step": 1}
+    assert len(store.rejected) == 1
+    assert "step-00000002" in store.rejected[0]
+    assert "\n" not in store.rejected[0]
+
+
+def test_a_failed_save_leaves_the_others_and_nothing_half_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = CheckpointStore(tmp_path)
+    save(store, 1)
+
+    def no_space(*args: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("hardfast.engine.checkpoint.save_file", no_space)
+    with pytest.raises(OSError, match="No space"):
+        save(store, 2)
+    assert [p.name for p in tmp_path.iterdir()] == ["step-00000001"]
+
+
+def test_prune_keeps_what_it_is_told(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path)
+    for step in (1, 2, 3):
+        save(store, step)
+    (tmp_path / "step-00000004.tmp-99").mkdir()
+    store.prune(keep={1, 3})
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000001", "step-00000003"]
+
+
+def test_prune_deletes_nothing_when_the_newest_cannot_be_read_back(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path)
+    save(store, 1)
+    (save(store, 2) / MODEL).write_bytes(b"")
+    with pytest.raises(CheckpointError):
+        store.prune(keep={2})
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.pop("weight"), "has no tensor 'weight'"),
+        (lambda t: t.update(extra=torch.zeros(1)), "has a tensor 'extra'"),
+        (lambda t: t.update(weight=torch.zeros(2, 2)), r"'weight' is torch.float32 \(2, 2\)"),
+        (lambda t: t.update(weight=torch.zeros(2, 3).half()), "'weight' is torch.float16"),
+    ],
+)
+def test_loading_is_strict(change: Any, message: str) -> None:
+    net = nn.Linear(3, 2)
+    found = {name: value.clone() for name, value in net.state_dict().items()}
+    change(found)
+    with pytest.raises(CheckpointError, match=message):
+        load_strictly(net, found, Path("model.safetensors"))
+
+
+@pytest.mark.parametrize(
+    "make", [partial(torch.optim.SGD, lr=0.1), partial(torch.optim.SGD, lr=0.1, momentum=0.9), partial(torch.optim.Adam, lr=0.1)]
+)
+def test_optimizers_continue_bit_for_bit(make: Any, tmp_path: Path) -> None:
+    def fresh() -> tuple[nn.Module, torch.optim.Optimizer]:
+        torch.manual_seed(0)
+        net = nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
+        return net, make(net.parameters())
+
+    def step(net: nn.Module, optimizer: torch.optim.Optimizer, seed: int) -> None:
+        x = torch.randn(2, 3, 5, 5, generator=torch.Generator().manual_seed(seed))
+        optimizer.zero_grad()
+        net(x).square().sum().backward()
+        optimizer.step()
+
+    straight, optimizer = fresh()
+    for seed in range(6):
+        step(straight, optimizer, seed)
+    first, optimizer = fresh()
+    for seed in range(3):
+        step(first, optimizer, seed)
+    store = CheckpointStore(tmp_path)
+    store.save(3, model=dict(first.state_dict()), state=optimizer_tensors(optimizer, first, "o"), record={})
+    second, resumed = fresh()
+    found = store.latest()
+    assert found is not None
+    load_strictly(second, found.model(), found.path)
+    load_optimizer(resumed, second, "o", found)
+    for seed in range(3, 6):
+        step(second, resumed, seed)
+    assert all(torch.equal(a, b) for a, b in zip(straight.parameters(), second.parameters(), strict=True))
+    if resumed.state:
+        with pytest.raises(CheckpointError, match="p/weight/"):
+            load_optimizer(resumed, second, "p", found)
+    assert json.loads((found.path / RECORD).read_text()) == {}

@@ -1,0 +1,220 @@
+"""The command: what it prints, and that every mistake is one line, exit code 2, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from hardfast.engine import cli, recipes
+from hardfast.engine.checkpoint import CheckpointStore
+from hardfast.engine.run_folder import RunFolder
+from hardfast.loaders import fashion_mnist
+
+from ..loaders.makers import SPECS, cifar_members, describe, fashion_files, write_cifar, write_idx
+
+
+def hardfast(*words: str) -> int:
+    return cli.run(words)
+
+
+def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    """The one line on stderr of a command that must exit with 2."""
+    capsys.readouterr()
+    assert hardfast(*words) == 2
+    said = capsys.readouterr()
+    assert said.err.count("\n") == 1
+    assert said.err.startswith("hardfast: ")
+    assert "Traceback" not in said.err
+    return said.err
+
+
+def test_recipes_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert hardfast("recipes") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == list(recipes.PRESETS)
+
+
+def test_paper_recipes_are_the_papers() -> None:
+    table5, table7 = recipes.get("cifar10-resnet18"), recipes.get("cifar10-resnet18-cyclic")
+    assert (table5.epochs, table5.schedule.milestones, table5.optimizer.lr) == (110, (100, 105), 0.1)
+    assert (table7.epochs, table7.schedule.kind, table7.optimizer.lr) == (30, "cyclic", 0.2)
+    for recipe in (table5, table7):
+        assert (recipe.epsilon, recipe.batch_size, recipe.box, recipe.method.k) == ("8/255", 128, False, 20)
+        assert recipe.label_smoothing == pytest.approx(1 / 9)
+        assert (recipe.optimizer.momentum, recipe.optimizer.weight_decay) == (0.9, 5e-4)
+        assert (recipe.crop_padding, recipe.flip, recipe.model.name, recipe.model.mean) == (4, True, "resnet18", None)
+
+
+@pytest.mark.parametrize("name", recipes.PRESETS)
+def test_recipes_survive_config_json(name: str) -> None:
+    recipe = recipes.get(name)
+    assert recipes.from_json(recipes.to_json(recipe), "config.json") == recipe
+
+
+def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (["train", "--help"], ["train", "digits", "--help"], ["evaluate", "-h"], ["bench", "methods", "-h"]):
+        with pytest.raises(SystemExit) as stop:
+            hardfast(*words)
+        assert not stop.value.code
+        assert "--" in capsys.readouterr().out
+    assert hardfast("--help") == 0
+    assert "hardfast train RECIPE" in capsys.readouterr().out
+
+
+def test_train_evaluate_and_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "run"
+    small = ["--epochs", "1", "--data.image-size", "8", "--method", "pgd-at", "--method.steps", "2", "--no-box"]
+    assert hardfast("train", "digits", "--out", str(out), *small) == 0
+    recipe = RunFolder(out).recipe()
+    assert (recipe.method.name, recipe.method.steps, recipe.box, recipe.epochs) == ("pgd-at", 2, False, 1)
+    assert set(json.loads((out / "evaluation.json").read_text())["accuracy"]) == {"clean", "pgd-10"}
+    copy = tmp_path / "copy.json"
+    assert hardfast("evaluate", str(out), "--attacks", "fgsm", "--samples", "20", "--json", str(copy)) == 0
+    assert json.loads(copy.read_text())["samples"] == 20
+    assert "fgsm" in capsys.readouterr().out.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        (["frobnicate"], ["frobnicate", "train"]),
+        (["train", "cifar10-resnet19", "--out", "{out}"], ["cifar10-resnet19", "cifar10-resnet18"]),
+        (["train", "--out", "{out}"], ["recipe", "digits"]),
+        (["train", "digits"], ["--out"]),
+        (["train", "digits", "--out", "{out}", "--epoch", "3"], ["--epoch", "--epochs"]),
+        (["train", "digits", "--out", "{out}", "--method.kk", "3"], ["--method.kk", "--method.k?"]),
+        (["train", "digits", "--out", "{out}", "--epochs", "many"], ["--epochs", "many"]),
+        (["train", "digits", "--out", "{out}", "--epochs", "0"], ["epochs", "at least 1"]),
+        (["train", "digits", "--out", "{out}", "--epsilon", "8"], ["epsilon '8'", "8/255"]),
+        (["train", "digits", "--out", "{out}", "--epsilon", "300/255"], ["epsilon 300/255", "8/255"]),
+        (["train", "digits", "--out", "{out}", "--method", "fgsm"], ["fgsm", "fgsm-sdi"]),
+        (["train", "digits", "--out", "{out}", "--method.k", "0"], ["method.k", "at least 1"]),
+        (["train", "digits", "--out", "{out}", "--method.inputs", "noise"], ["--method.inputs", "benign+grad"]),
+        (["train", "digits", "--out", "{out}", "--method.alpha", "1"], ["method.alpha", "8/255"]),
+        (["train", "digits", "--out", "{out}", "--optimizer.lr", "nan"], ["optimizer.lr", "nan"]),
+        (["train", "digits", "--out", "{out}", "--batch-size", "5000"], ["batch-size 5000", "1294"]),
+        (["train", "digits", "--out", "{out}", "--data.image-size", "9"], ["data.image-size 9", "8, 16"]),
+        (["train", "digits", "--out", "{out}", "--data.heldout", "2000"], ["data.heldout", "1437"]),
+        (["train", "digits", "--out", "{out}", "--device", "tpu"], ["tpu", "cpu"]),
+        (["train", "cifar10-resnet18", "--out", "{out}", "--epochs", "30"], ["milestones", "30 epochs"]),
+        (
+            ["train", "cifar10-resnet18", "--out", "{out}", "--schedule.milestones", "100.5"],
+            ["schedule.milestones", "100.5"],
+        ),
+        (["train", "cifar10-resnet18", "--out", "{out}", "--data.root", "{out}"], ["cifar10", "data prepare cifar10"]),
+        (["evaluate", "{out}"], ["{out}", "hardfast train"]),
+        (["evaluate", "{out}", "--attacks", "pgd-11"], ["--attacks", "pgd-10"]),
+        (["evaluate"], ["DIR"]),
+        (["data", "prepare", "cifar11"], ["cifar11", "cifar10"]),
+        (["data"], ["list", "prepare"]),
+        (["bench", "methods", "digits", "--out", "{out}", "--methods", "pgd-at"], ["at least two"]),
+        (["recipes", "all"], ["all"]),
+    ],
+)
+def test_wrong_use(words: list[str], parts: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = str(tmp_path / "run")
+    said = refused(capsys, *(word.format(out=out) for word in words))
+    for part in parts:
+        assert part.format(out=out) in said
+    assert not list(tmp_path.iterdir()), "something was left behind"
+
+
+def test_out_that_holds_another_run(quick_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    said = refused(capsys, "train", "digits", "--out", str(quick_run))
+    assert "epsilon is 24/255, yours 48/255" in said
+    assert "choose another --out" in said
+
+
+def test_out_that_holds_other_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "thesis.tex").write_text("important")
+    assert "holds no run" in refused(capsys, "train", "digits", "--out", str(tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+@pytest.mark.parametrize("name", ["train images", "test labels"])
+def test_damaged_data_file(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = fashion_files(tmp_path / "fashion-mnist")
+    path = tmp_path / "fashion-mnist" / files[name].name
+    path.write_bytes(path.read_bytes()[:-10])
+    words = ["train", "fashion-mnist-resnet18", "--out", str(tmp_path / "run"), "--data.root", str(tmp_path)]
+    said = refused(capsys, *words)
+    assert "fetch it again" in said
+    path.unlink()
+    assert "fetch it again" in said or "data prepare" in refused(capsys, *words)
+    assert not (tmp_path / "run").exists()
+
+
+def test_wrong_label(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    import numpy as np
+
+    files = fashion_files(tmp_path / "fashion-mnist")
+    labels = np.array([0] * 11 + [10], np.uint8)
+    path = tmp_path / "fashion-mnist" / files["train labels"].name
+    monkeypatch.setattr(fashion_mnist, "FILES", files | {"train labels": write_idx(path, labels)})
+    words = ["train", "fashion-mnist-resnet18", "--out", str(tmp_path / "run"), "--data.root", str(tmp_path)]
+    said = refused(capsys, *words)
+    assert str(path) in said
+    assert "record 11 has label 10, outside 0..9" in said
+    assert "fetch it again" in said
+
+
+def test_wrong_cifar_label(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    members = cifar_members(SPECS["cifar10"], bad_label=11)
+    write_cifar(describe(SPECS["cifar10"], members), tmp_path, members, archive=False)
+    said = refused(capsys, "train", "cifar10-resnet18", "--out", str(tmp_path / "run"), "--data.root", str(tmp_path))
+    assert "data_batch_1.bin: record 7 has label 11" in said
+
+
+@pytest.fixture
+def run_copy(quick_run: Path, tmp_path: Path) -> Path:
+    """A run that a test may damage."""
+    return Path(shutil.copytree(quick_run, tmp_path / "copy"))
+
+
+def rewrite_last(folder: Path, *, drop_model: str | None = None, drop_state: str | None = None) -> None:
+    """Writes the last checkpoint anew, with a valid manifest, but without one tensor."""
+    last = RunFolder(folder).checkpoint("last")
+    model, state = last.model(), last.state()
+    if drop_model:
+        del model[drop_model]
+    if drop_state:
+        del state[drop_state]
+    CheckpointStore(folder / "checkpoints").save(
+        last.record["at"]["total"], model=model, state=state, record=last.record
+    )
+
+
+def test_checkpoint_with_a_missing_key(run_copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rewrite_last(run_copy, drop_model="layer2.0.conv1.weight")
+    said = refused(capsys, "evaluate", str(run_copy), "--checkpoint", "last")
+    assert "has no tensor 'layer2.0.conv1.weight'" in said
+    assert "config.json" in said
+
+
+@pytest.mark.parametrize(
+    "key", ["optimizer/conv1.weight/momentum_buffer", "generator/conv1.weight", "generator-optimizer/conv2.bias/step"]
+)
+def test_resume_from_a_checkpoint_with_a_missing_key(
+    key: str, run_copy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = replace(RunFolder(run_copy).recipe())
+    rewrite_last(run_copy, drop_state=key)
+    words = ["--epochs", "4", "--epsilon", "24/255", "--crop-padding", "0", "--data.image-size", "8"]
+    said = refused(capsys, "train", recipe.name, "--out", str(run_copy), *words)
+    assert key.split("/")[1] in said
+
+
+def test_damaged_checkpoint_and_config(run_copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for path in run_copy.glob("checkpoints/*/model.safetensors"):
+        path.write_bytes(torch.rand(100).numpy().tobytes())
+    assert "damaged" in refused(capsys, "evaluate", str(run_copy))
+    config = run_copy / "config.json"
+    text = config.read_text()
+    for wrong, part in ((text.replace('"epochs"', '"epoch"'), "epoch"), (text[:-5], "JSON"), ("[]", "config.json")):
+        config.write_text(wrong)
+        assert part in refused(capsys, "evaluate", str(run_copy))

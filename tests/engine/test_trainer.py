@@ -1,0 +1,163 @@
+"""The loop: what a run leaves behind, and that a stopped one goes on as if nothing had been."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from hardfast.engine import Recipe, load_model, recipes, train
+from hardfast.engine.checkpoint import MODEL, STATE
+from hardfast.engine.methods import METHODS, method_options
+from hardfast.engine.run import Run
+from hardfast.engine.run_folder import RunFolder
+from hardfast.engine.signals import StopRequest
+from hardfast.loaders import open_dataset
+
+
+def final_state(folder: Path) -> str:
+    """One digest over every tensor of the last checkpoint."""
+    last = RunFolder(folder).checkpoint("last")
+    return hashlib.sha256((last.path / MODEL).read_bytes() + (last.path / STATE).read_bytes()).hexdigest()
+
+
+def test_what_a_run_leaves_behind(quick_run: Path, quick_recipe: Recipe) -> None:
+    assert recipes.from_json((quick_run / "config.json").read_text(), "config.json") == quick_recipe
+    environment = json.loads((quick_run / "environment.json").read_text())
+    assert environment["numerics"]["torch"] == torch.__version__
+    assert environment["numerics"]["threads"] == torch.get_num_threads()
+    log = [json.loads(line) for line in (quick_run / "log.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in log] == [1, 2, 3, 4]
+    assert [line["step"] for line in log] == [20, 40, 60, 80]
+    for key in ("lr", "loss", "train_accuracy", "generator_loss", "clean", "pgd-10", "step_seconds", "wall_seconds"):
+        assert all(isinstance(line[key], float) for line in log), key
+    assert log[-1]["loss"] < log[0]["loss"]
+    best, last = (RunFolder(quick_run).checkpoint(which) for which in ("best", "last"))  # type: ignore[arg-type]
+    assert last.record["at"]["epoch"] == 4
+    scores = [line["pgd-10"] for line in log]
+    assert best.record["at"]["epoch"] == max(e for e in range(1, 5) if scores[e - 1] == max(scores))
+    assert {p.name for p in (quick_run / "checkpoints").iterdir()} == {best.path.name, last.path.name}
+
+
+def test_load_model(quick_run: Path) -> None:
+    net = load_model(quick_run, checkpoint="last")
+    assert not any(module.training for module in net.modules())
+    data = open_dataset(RunFolder(quick_run).recipe().data)
+    with torch.no_grad():
+        logits = net(data.test.images.permute(0, 3, 1, 2).float() / 255)
+    assert (logits.argmax(dim=1) == data.test.labels).float().mean() > 0.5
+
+
+def test_same_seed_same_bits_other_seed_other_bits(quick_recipe: Recipe, tmp_path: Path) -> None:
+    recipe = replace(quick_recipe, epochs=1)
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        train(replace(recipe, seed=seed), tmp_path / name)
+    assert final_state(tmp_path / "a") == final_state(tmp_path / "b") != final_state(tmp_path / "c")
+
+
+class StopAt(StopRequest):
+    """Sends this process a real SIGINT when asked for the n-th time whether to stop."""
+
+    countdown = 0
+
+    @property
+    def requested(self) -> bool:
+        type(self).countdown -= 1
+        if self.countdown == 0:
+            os.kill(os.getpid(), signal.SIGINT)
+        return self._requested
+
+    @requested.setter
+    def requested(self, value: bool) -> None:
+        self._requested = value
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("after", [1, 13, 20, 33])
+def test_a_stopped_run_resumes_bit_for_bit(
+    name: str, after: int, quick_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped after its first step, in mid-epoch, on an epoch's last step, and in the next epoch."""
+    recipe = replace(quick_recipe, epochs=2)
+    if name != recipe.method.name:
+        recipe = replace(recipe, method=method_options(name))
+    train(recipe, tmp_path / "straight")
+    with monkeypatch.context() as patch:
+        patch.setattr("hardfast.engine.trainer.StopRequest", StopAt)
+        StopAt.countdown = after
+        assert not train(recipe, tmp_path / "stopped").finished
+    stopped = RunFolder(tmp_path / "stopped").checkpoint("last").record["at"]
+    assert 0 < stopped["total"] < 40
+    assert final_state(tmp_path / "stopped") != final_state(tmp_path / "straight")
+    assert train(recipe, tmp_path / "stopped").finished
+    assert final_state(tmp_path / "stopped") == final_state(tmp_path / "straight")
+    timeless = [
+        [{k: v for k, v in json.loads(line).items() if "seconds" not in k} for line in log.read_text().splitlines()]
+        for log in (tmp_path / "straight/log.jsonl", tmp_path / "stopped/log.jsonl")
+    ]
+    assert timeless[0] == timeless[1]
+
+
+def test_a_finished_run_is_not_trained_again(quick_run: Path, quick_recipe: Recipe) -> None:
+    before = final_state(quick_run)
+    assert train(quick_recipe, quick_run).finished
+    assert final_state(quick_run) == before
+    assert len((quick_run / "log.jsonl").read_text().splitlines()) == 4
+
+
+def test_a_damaged_newest_checkpoint_costs_an_epoch_not_the_run(
+    quick_recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = replace(quick_recipe, epochs=3)
+    train(recipe, tmp_path / "straight")
+    run = Run(recipe, open_dataset(recipe.data), torch.device("cpu"))
+    assert len(run.loader) == 20
+    train(recipe, tmp_path / "run")
+    best = RunFolder(tmp_path / "run").checkpoint("best").path
+    last = RunFolder(tmp_path / "run").checkpoint("last").path
+    (last / MODEL).write_bytes(b"\0" * 100)
+    assert train(recipe, tmp_path / "run").finished
+    said = capsys.readouterr().out
+    assert f"rejected: {last}" in said
+    assert ("starting again" if best == last else "resuming at epoch") in said
+    assert final_state(tmp_path / "run") == final_state(tmp_path / "straight")
+
+
+def test_selecting_on_the_test_set_says_so(quick_recipe: Recipe, tmp_path: Path) -> None:
+    train(replace(quick_recipe, epochs=1, select_on="test"), tmp_path / "run")
+    assert json.loads((tmp_path / "run/log.jsonl").read_text())["selected_on"] == "test"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_on_the_command_stops_with_75_and_the_same_command_resumes(
+    number: signal.Signals, tmp_path: Path
+) -> None:
+    """A real process, a real signal."""
+    out = tmp_path / "run"
+    command = [
+        sys.executable, "-c", "from hardfast.engine.cli import main; main()",
+        "train", "digits", "--out", str(out), "--epochs", "4", "--data.image-size", "8", "--no-evaluate",
+    ]  # fmt: skip
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not (out / "log.jsonl").exists() and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.02)
+    process.send_signal(number)
+    said, errors = process.communicate(timeout=120)
+    assert process.returncode == 75, errors
+    assert "the same command resumes" in said
+    assert "Traceback" not in errors
+    assert RunFolder(out).checkpoint("last").record["at"]["epoch"] < 4
+    again = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert again.returncode == 0, again.stderr
+    assert "resuming at epoch" in again.stdout
+    assert len((out / "log.jsonl").read_text().splitlines()) == 4

@@ -1,0 +1,84 @@
+"""Small data sets in the real file formats, with their digests, made in a test's folder."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import struct
+import tarfile
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from hardfast.loaders.cifar import CIFAR10, CIFAR100, PIXEL_BYTES, Cifar
+from hardfast.loaders.fashion_mnist import IdxFile
+
+
+def idx_bytes(array: np.ndarray) -> bytes:
+    """An IDX file of unsigned bytes: magic (type 8, rank), big-endian dimensions, data."""
+    return struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape) + array.tobytes()
+
+
+def write_idx(path: Path, array: np.ndarray) -> IdxFile:
+    """Writes a gzipped IDX file and returns its description."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = idx_bytes(array)
+    path.write_bytes(gzip.compress(content))
+    return IdxFile(path.name, hashlib.sha256(content).hexdigest(), array.shape)
+
+
+def fashion_files(folder: Path, images: int = 12) -> dict[str, IdxFile]:
+    """The four files of a tiny Fashion-MNIST and their descriptions, in place of the published `FILES`."""
+    draw = np.random.default_rng(0)
+    files = {}
+    for split, prefix in (("train", "train"), ("test", "t10k")):
+        pixels = draw.integers(0, 256, (images, 28, 28), dtype=np.uint8)
+        labels = (np.arange(images) % 10).astype(np.uint8)
+        files[f"{split} images"] = write_idx(folder / f"{prefix}-images-idx3-ubyte.gz", pixels)
+        files[f"{split} labels"] = write_idx(folder / f"{prefix}-labels-idx1-ubyte.gz", labels)
+    return files
+
+
+def cifar_members(spec: Cifar, records: int = 20, bad_label: int | None = None) -> dict[str, bytes]:
+    """Binary files of a tiny CIFAR: random planes, labels counting up, perhaps one label that is no class."""
+    draw = np.random.default_rng(1)
+    members = {}
+    for name in (*spec.train, *spec.test):
+        table = draw.integers(0, 256, (records, spec.label_bytes + PIXEL_BYTES), dtype=np.uint8)
+        table[:, : spec.label_bytes] = (np.arange(records) % spec.num_classes)[:, None]
+        if bad_label is not None:
+            table[7, spec.label_bytes - 1] = bad_label
+        members[name] = table.tobytes()
+    return members
+
+
+def describe(spec: Cifar, members: dict[str, bytes]) -> Cifar:
+    """The published description with the digests of other members."""
+    digest = {name: hashlib.sha256(content).hexdigest() for name, content in members.items()}
+    return replace(
+        spec,
+        train={name: digest[name] for name in spec.train},
+        test={name: digest[name] for name in spec.test},
+    )
+
+
+def write_cifar(spec: Cifar, root: Path, members: dict[str, bytes], *, archive: bool) -> Path:
+    """The extracted folder, or the archive, under root/NAME."""
+    folder = root / spec.name
+    folder.mkdir(parents=True, exist_ok=True)
+    if not archive:
+        for name, content in members.items():
+            (folder / spec.folder).mkdir(exist_ok=True)
+            (folder / spec.folder / name).write_bytes(content)
+        return folder / spec.folder
+    with tarfile.open(folder / spec.archive, "w:gz") as tar:
+        for name, content in members.items():
+            entry = tarfile.TarInfo(f"{spec.folder}/{name}")
+            entry.size = len(content)
+            tar.addfile(entry, io.BytesIO(content))
+    return folder / spec.archive
+
+
+SPECS = {"cifar10": CIFAR10, "cifar100": CIFAR100}
