@@ -77,9 +77,7 @@ def run_autoattack(
     targets = min(TARGETS, classes - 1)
     with console.bar(None, label, "passes") as bar, _weights_without_gradients(net), _own_random_state(images.device):
         if version == "standard":
-            adversary = AutoAttack(
-                _Counted(net, bar), eps=float(epsilon), norm="Linf", seed=seed, device=images.device
-            )
+            adversary = AutoAttack(_Counted(net, bar), eps=float(epsilon), norm="Linf", seed=seed, device=images.device)
         else:
             adversary = AutoAttack(
                 _Counted(net, bar), eps=float(epsilon), norm="Linf", seed=seed, device=images.device,

@@ -1,9 +1,9 @@
 """Checkpoints on disk: one folder each, written whole or not at all, verified by sha256 before anything is loaded.
 
-    checkpoints/step-00001234/model.safetensors   the classifier's state dict, names unchanged
-                              state.safetensors   the method's nets and every optimiser's tensors
-                              train.json          counters, and which checkpoint is the best so far
-                              MANIFEST.json       size and sha256 of the three
+checkpoints/step-00001234/model.safetensors   the classifier's state dict, names unchanged
+                          state.safetensors   the method's nets and every optimiser's tensors
+                          train.json          counters, and which checkpoint is the best so far
+                          MANIFEST.json       size and sha256 of the three
 """
 
 from __future__ import annotations
@@ -121,7 +121,9 @@ def load_strictly(net: nn.Module, tensors: Tensors, source: Path) -> None:
     wanted = net.state_dict()
     for name, tensor in wanted.items():
         if name not in tensors:
-            raise CheckpointError(f"{source} has no tensor '{name}': it is damaged or of another net than config.json's")
+            raise CheckpointError(
+                f"{source} has no tensor '{name}': it is damaged or of another net than config.json's"
+            )
         found = tensors[name]
         if found.shape != tensor.shape or found.dtype != tensor.dtype:
             raise CheckpointError(

@@ -16,7 +16,7 @@ from ..loaders import REGISTRY, DataError, DatasetName, prepare
 from . import console, recipes
 from .errors import EvaluationError, UsageError
 from .evaluation import ATTACKS, evaluate
-from .methods import METHODS, method_options
+from .methods import method_options
 from .parsing import parse
 from .recipes import Recipe
 from .run_folder import Which

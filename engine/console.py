@@ -22,9 +22,7 @@ def error(text: str) -> None:
 
 def bar(total: int | None, label: str, unit: str, *, initial: int = 0) -> tqdm[Any]:
     """A progress bar with rate and time left, gone when it is done; silent where stderr is not a terminal."""
-    return tqdm(
-        total=total, desc=label, unit=unit, initial=initial, leave=False, dynamic_ncols=True, disable=None
-    )
+    return tqdm(total=total, desc=label, unit=unit, initial=initial, leave=False, dynamic_ncols=True, disable=None)
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -32,6 +30,8 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
     lines = []
     for row in (header, ["-" * width for width in widths], *rows):
-        cells = [cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))]
+        cells = [
+            cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        ]
         lines.append("  ".join(cells).rstrip())
     return "\n".join(lines)

@@ -122,7 +122,9 @@ def evaluate_net(
         result.accuracy[name] = 100 * robust.double().mean().item()
         result.seconds[name] = time.perf_counter() - started
         if not quiet:
-            console.line(f"  {name:<7} {result.accuracy[name]:6.2f} %  on {len(part)} images, {result.seconds[name]:.1f} s")
+            console.line(
+                f"  {name:<7} {result.accuracy[name]:6.2f} %  on {len(part)} images, {result.seconds[name]:.1f} s"
+            )
     return result
 
 

@@ -42,9 +42,9 @@ def parse(kind: type[Arguments], argv: Sequence[str], program: str, *, default: 
 
 
 def _parse(kind: type[Arguments], argv: Sequence[str], program: str, default: Arguments | None) -> Arguments:
-    given = {} if default is None else {"default": default}
-    arguments: Arguments = tyro.cli(kind, prog=program, args=list(argv), config=_CONFIG, **given)
-    return arguments
+    if default is None:
+        return tyro.cli(kind, prog=program, args=list(argv), config=_CONFIG)
+    return tyro.cli(kind, prog=program, args=list(argv), config=_CONFIG, default=default)
 
 
 def _one_line(box: str, kind: type[Arguments], program: str, default: Arguments | None) -> str:
@@ -60,7 +60,9 @@ def _one_line(box: str, kind: type[Arguments], program: str, default: Arguments 
     if title.startswith("Required"):
         missing = [line.split()[0] for line in body if line.startswith("--") or line.isupper()]
         return f"{program} needs {' and '.join(missing) or 'more arguments'}: see `{program} --help`"
-    cause = " ".join(body[: next((i for i, line in enumerate(body) if line.startswith(("Argument help", "For full"))), 3)])
+    cause = " ".join(
+        body[: next((i for i, line in enumerate(body) if line.startswith(("Argument help", "For full"))), 3)]
+    )
     return f"{cause.rstrip('.')}: see `{program} --help`"
 
 

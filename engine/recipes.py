@@ -12,7 +12,7 @@ import tyro
 
 from ..loaders import DataError, DataOptions
 from .errors import UsageError
-from .methods import FgsmSdiOptions, MethodOptions, PgdAtOptions
+from .methods import FgsmSdiOptions, MethodOptions
 from .models import ModelOptions
 from .schedule import ScheduleOptions
 from .step import AttackBN
@@ -94,9 +94,7 @@ class Recipe:
             parse_pixels(self.attack_step, "attack-step")
         for name, smallest in (("epochs", 1), ("batch_size", 1), ("crop_padding", 0), ("seed", 0)):
             if getattr(self, name) < smallest:
-                raise UsageError(
-                    f"{name.replace('_', '-')} must be at least {smallest}, not {getattr(self, name)}"
-                )
+                raise UsageError(f"{name.replace('_', '-')} must be at least {smallest}, not {getattr(self, name)}")
         if not 0 <= self.label_smoothing < 1:
             raise UsageError(f"label-smoothing must lie in [0, 1), not {self.label_smoothing}")
         if any(epoch >= self.epochs for epoch in self.schedule.milestones):
@@ -133,7 +131,7 @@ PRESETS: dict[str, Recipe] = {
         Recipe(
             name="digits",
             about="handwritten digits on a CPU in under two minutes; what `make train` runs",
-            epsilon="48/255",
+            epsilon="40/255",
             epochs=30,
             batch_size=64,
             crop_padding=2,
@@ -141,7 +139,7 @@ PRESETS: dict[str, Recipe] = {
             method=FgsmSdiOptions(k=5, generator_width=16),
             data=DataOptions(name="digits", image_size=16),
             model=ModelOptions(name="resnet8"),
-            optimizer=OptimizerOptions(lr=0.1),
+            optimizer=OptimizerOptions(lr=0.05),
             schedule=ScheduleOptions(kind="cyclic"),
         ),
         _PAPER_CIFAR10,

@@ -13,7 +13,7 @@ from ..loaders import Dataset, ResidentLoader
 from .checkpoint import MODEL, STATE, Checkpoint, CheckpointStore, load_optimizer, load_strictly, optimizer_tensors
 from .errors import CheckpointError
 from .methods import Setting
-from .models import build_model, seeded_initialisation
+from .models import build_model, channels_last, seeded_initialisation
 from .recipes import Recipe
 from .threat import parse_pixels
 
@@ -63,7 +63,7 @@ class Run:
         self.recipe, self.data, self.device = recipe, data, device
         self.shape = {"num_classes": data.num_classes, "in_channels": data.image_shape[2]}
         net = seeded_initialisation(partial(build_model, recipe.model, **self.shape), recipe.seed)
-        self.net = net.to(device, memory_format=torch.channels_last)
+        self.net = channels_last(net.to(device))
         self.epsilon = parse_pixels(recipe.epsilon, "epsilon")
         self.method = recipe.method.build(
             Setting(

@@ -1,8 +1,8 @@
 """A run is a folder: what was asked for, where it ran, what happened, what came out.
 
-    config.json        the recipe            log.jsonl         one line per epoch
-    environment.json   device and versions   evaluation.json   accuracy in percent per attack
-    checkpoints/       see checkpoint.py
+config.json        the recipe            log.jsonl         one line per epoch
+environment.json   device and versions   evaluation.json   accuracy in percent per attack
+checkpoints/       see checkpoint.py
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import nn
 from . import recipes
 from .checkpoint import Checkpoint, CheckpointStore, load_strictly
 from .errors import CheckpointError, UsageError
-from .models import build_model
+from .models import build_model, channels_last
 from .recipes import Recipe
 
 Which = Literal["best", "last"]
@@ -112,9 +112,7 @@ class RunFolder:
             write_whole(self.log, "".join(text + "\n" for text in lines))
 
 
-def load_model(
-    run: Path | str, *, checkpoint: Which = "best", device: torch.device | str = "cpu"
-) -> nn.Module:
+def load_model(run: Path | str, *, checkpoint: Which = "best", device: torch.device | str = "cpu") -> nn.Module:
     """The classifier of a run: eval mode, float32 NCHW images in [0, 1] in, logits out.
 
     Args:
@@ -133,7 +131,7 @@ def load_model(
 
 def restored_model(recipe: Recipe, checkpoint: Checkpoint) -> nn.Module:
     """The classifier of one verified checkpoint, on the CPU, in eval mode."""
-    net = build_model(recipe.model, **checkpoint.record["net"]).to(memory_format=torch.channels_last)
+    net = channels_last(build_model(recipe.model, **checkpoint.record["net"]))
     load_strictly(net, checkpoint.model(), checkpoint.path / "model.safetensors")
     return net.eval()
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from fractions import Fraction
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-_NUMPY = {torch.float32: np.float32, torch.float64: np.float64}
+_NUMPY: dict[torch.dtype, type[np.floating[Any]]] = {torch.float32: np.float32, torch.float64: np.float64}
 
 
 class PixelBounds(NamedTuple):
@@ -66,12 +66,15 @@ def _tables(epsilon: Fraction, box: bool, dtype: torch.dtype) -> PixelBounds:
     return PixelBounds(torch.from_numpy(np.array(lower)), torch.from_numpy(np.array(upper)))
 
 
-def _round_down(value: Fraction, dtype: torch.dtype) -> np.floating:
+def _round_down(value: Fraction, dtype: torch.dtype) -> np.floating[Any]:
     """The largest float of `dtype` that is not above `value`."""
     nearest = _NUMPY[dtype](float(value))
-    return nearest if Fraction(float(nearest)) <= value else np.nextafter(nearest, _NUMPY[dtype](-np.inf))
+    if Fraction(float(nearest)) <= value:
+        return nearest
+    below: np.floating[Any] = np.nextafter(nearest, _NUMPY[dtype](-np.inf))
+    return below
 
 
-def _round_up(value: Fraction, dtype: torch.dtype) -> np.floating:
+def _round_up(value: Fraction, dtype: torch.dtype) -> np.floating[Any]:
     """The smallest float of `dtype` that is not below `value`."""
     return -_round_down(-value, dtype)

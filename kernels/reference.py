@@ -107,7 +107,13 @@ def project(x: Tensor, delta: Tensor, *, bounds: PixelBounds) -> tuple[Tensor, T
 
 
 def random_start(
-    x: Tensor, index: Tensor, *, radius: Fraction, seed: int, epoch: int, purpose: Purpose = Purpose.START,
+    x: Tensor,
+    index: Tensor,
+    *,
+    radius: Fraction,
+    seed: int,
+    epoch: int,
+    purpose: Purpose = Purpose.START,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
     """Uniform noise in (-radius, radius) for each element of x; a function of (seed, purpose, epoch, sample, element).
@@ -133,9 +139,7 @@ def random_start(
     return torch.empty_like(x, dtype=dtype).copy_(noise)
 
 
-def augment(
-    images: Tensor, index: Tensor, *, padding: int, flip: bool, seed: int, epoch: int
-) -> Tensor:
+def augment(images: Tensor, index: Tensor, *, padding: int, flip: bool, seed: int, epoch: int) -> Tensor:
     """Gather by index, crop at random out of a zero-padded frame, flip horizontally at random.
 
     Args:

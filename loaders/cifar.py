@@ -127,12 +127,8 @@ def decode_records(spec: Cifar, source: str, content: bytes, sha256: str) -> Spl
     table = np.frombuffer(content, np.uint8).reshape(-1, record)
     labels = torch.from_numpy(table[:, spec.label_bytes - 1].astype(np.int64))
     planes = torch.from_numpy(table[:, spec.label_bytes :].copy()).reshape(-1, 3, 32, 32)
-    split = checked_split(
-        planes.permute(0, 2, 3, 1).contiguous(), labels, num_classes=spec.num_classes, source=source
-    )
+    split = checked_split(planes.permute(0, 2, 3, 1).contiguous(), labels, num_classes=spec.num_classes, source=source)
     found = hashlib.sha256(content).hexdigest()
     if found != sha256:
-        raise DataError(
-            f"{source} is damaged: sha256 is {found[:16]}..., not {sha256[:16]}...; fetch it again"
-        )
+        raise DataError(f"{source} is damaged: sha256 is {found[:16]}..., not {sha256[:16]}...; fetch it again")
     return split

@@ -93,7 +93,5 @@ def open_dataset(options: DataOptions) -> Dataset:
         size = 1000 if len(published.train) >= 10_000 else len(published.train) // 10
     if size < 1:
         raise DataError(f"data.heldout must be at least 1, not {size}: the checkpoint is selected on those images")
-    train, heldout = cut(
-        published.train, size, seed=options.split_seed, purpose=Purpose.HELDOUT, name="data.heldout"
-    )
+    train, heldout = cut(published.train, size, seed=options.split_seed, purpose=Purpose.HELDOUT, name="data.heldout")
     return Dataset(options.name, published.num_classes, published.source, train, heldout, published.test)

@@ -57,7 +57,9 @@ def _prepare_fashion_mnist(root: Path, address: str) -> str:
 def _prepare_cifar(spec: Cifar, root: Path, address: str) -> str:
     folder = root / spec.name
     if not (folder / spec.archive).exists() and not (folder / spec.folder).exists():
-        fetch(f"{address}/{spec.archive}", folder / spec.archive, check=partial(check_sha256, sha256=spec.archive_sha256))
+        fetch(
+            f"{address}/{spec.archive}", folder / spec.archive, check=partial(check_sha256, sha256=spec.archive_sha256)
+        )
     return read_cifar(spec, root).source
 
 

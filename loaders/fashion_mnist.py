@@ -86,7 +86,7 @@ def read_idx(path: Path, file: IdxFile) -> np.ndarray:
             content = stream.read(expected_bytes + 1)  # bounded: a bomb is not unpacked
     except FileNotFoundError:
         raise DataError(
-            f"{path} is missing: run `hardfast data prepare fashion-mnist --root ROOT` and train with --data.root ROOT, "
+            f"{path} is missing: run `hardfast data prepare fashion-mnist --root ROOT` and use --data.root ROOT, "
             "or install Debian's package dataset-fashion-mnist"
         ) from None
     except (OSError, EOFError, zlib.error) as error:

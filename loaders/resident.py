@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple, Protocol
+from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -13,7 +14,8 @@ from .dataset import Split
 from .errors import DataError
 
 
-class Batch(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Batch:
     """What every loader yields, on the device."""
 
     index: Tensor  # int64 [N]: each sample's place in the training set
@@ -67,7 +69,5 @@ class ResidentLoader:
         images, labels = self.split.images, self.split.labels
         order = permutation(len(labels), seed=self.seed, purpose=Purpose.ORDER, epoch=epoch, device=labels.device)
         for index in order.split(self.batch_size)[start : len(self)]:
-            image = augment(
-                images, index, padding=self.padding, flip=self.flip, seed=self.seed, epoch=epoch
-            )
+            image = augment(images, index, padding=self.padding, flip=self.flip, seed=self.seed, epoch=epoch)
             yield Batch(index, image, labels[index])

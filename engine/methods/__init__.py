@@ -16,7 +16,18 @@ from .fgsm_sdi import FgsmSdiOptions
 from .pgd_at import PgdAtOptions
 from .standard import StandardOptions
 
-__all__ = ["METHODS", "Method", "MethodOptions", "Position", "Setting", "method_options"]
+__all__ = [
+    "METHODS",
+    "FgsmRsOptions",
+    "FgsmSdiOptions",
+    "Method",
+    "MethodOptions",
+    "PgdAtOptions",
+    "Position",
+    "Setting",
+    "StandardOptions",
+    "method_options",
+]
 
 MethodOptions = Annotated[
     FgsmSdiOptions | FgsmRsOptions | PgdAtOptions | StandardOptions, pydantic.Field(discriminator="name")

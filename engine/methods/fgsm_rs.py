@@ -1,4 +1,7 @@
-"""`fgsm-rs`: one signed step from a random start. Wong, Rice, Kolter, "Fast is better than free" (2020); Algorithm 2."""
+"""`fgsm-rs`: one signed step from a random start, Algorithm 2.
+
+Source: Wong, Rice, Kolter, "Fast is better than free: revisiting adversarial training" (2020).
+"""
 
 from __future__ import annotations
 

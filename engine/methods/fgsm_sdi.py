@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ...kernels import GeneratorInputs, generator_input, initial_point, signed_step, to_float
 from ...loaders import Batch
 from ..errors import UsageError
-from ..models import GeneratorVariant, build_generator, seeded_initialisation
+from ..models import GeneratorVariant, build_generator, channels_last, seeded_initialisation
 from ..step import batch_norm_mode, input_gradient
 from ..threat import parse_pixels
 from .base import Method, Position, Setting, check_count
@@ -74,7 +74,7 @@ class FgsmSdi(Method):
         channels = setting.channels * (2 if options.inputs == "benign+grad" else 1)
         build = partial(build_generator, options.generator, channels, setting.channels, options.generator_width)
         generator = seeded_initialisation(build, setting.seed)
-        self.generator = generator.to(setting.device, setting.dtype, memory_format=torch.channels_last).eval()
+        self.generator = channels_last(generator.to(setting.device, setting.dtype)).eval()
         self.optimizer = torch.optim.Adam(
             self.generator.parameters(), lr=options.generator_lr, weight_decay=options.generator_weight_decay
         )

@@ -1,4 +1,7 @@
-"""`pgd-at`: projected gradient descent. Madry et al. (2018) as Rice, Wong, Kolter (2020) train it; Algorithm 1."""
+"""`pgd-at`: projected gradient descent, Algorithm 1.
+
+Source: Madry et al. (2018), as Rice, Wong, Kolter, "Overfitting in adversarially robust deep learning" (2020) train it.
+"""
 
 from __future__ import annotations
 

@@ -24,6 +24,7 @@ __all__ = [
     "ResNet",
     "build_generator",
     "build_model",
+    "channels_last",
     "seeded_initialisation",
 ]
 
@@ -67,9 +68,7 @@ def build_model(options: ModelOptions, *, num_classes: int, in_channels: int) ->
         if values is not None and len(values) != in_channels:
             raise UsageError(f"model.{name} has {len(values)} values but the images have {in_channels} channels")
     widths, blocks = _RESNETS[options.name]
-    return ResNet(
-        widths, blocks, num_classes=num_classes, in_channels=in_channels, mean=options.mean, std=options.std
-    )
+    return ResNet(widths, blocks, num_classes=num_classes, in_channels=in_channels, mean=options.mean, std=options.std)
 
 
 def seeded_initialisation(build: Callable[[], Net], seed: int) -> Net:
@@ -80,3 +79,9 @@ def seeded_initialisation(build: Callable[[], Net], seed: int) -> Net:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derived_seed(seed, Purpose.INITIALISE))
         return build()
+
+
+def channels_last(net: Net) -> Net:
+    """The same net with its weights in NHWC order, in which convolutions are fastest on both CPU and GPU."""
+    placed: Net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stubs
+    return placed

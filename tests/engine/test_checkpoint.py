@@ -118,7 +118,12 @@ def test_loading_is_strict(change: Any, message: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "make", [partial(torch.optim.SGD, lr=0.1), partial(torch.optim.SGD, lr=0.1, momentum=0.9), partial(torch.optim.Adam, lr=0.1)]
+    "make",
+    [
+        partial(torch.optim.SGD, lr=0.1),
+        partial(torch.optim.SGD, lr=0.1, momentum=0.9),
+        partial(torch.optim.Adam, lr=0.1),
+    ],
 )
 def test_optimizers_continue_bit_for_bit(make: Any, tmp_path: Path) -> None:
     def fresh() -> tuple[nn.Module, torch.optim.Optimizer]:

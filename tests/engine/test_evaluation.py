@@ -104,9 +104,7 @@ def test_autoattack_equals_the_library_used_by_hand(net: nn.Module, test_images:
 
     images = test_images.images[:16].permute(0, 3, 1, 2).float().contiguous() / 255
     labels = test_images.labels[:16]
-    found = run_autoattack(
-        net, images, labels, epsilon=EPS, version="standard", seed=0, batch_size=250, label="aa"
-    )
+    found = run_autoattack(net, images, labels, epsilon=EPS, version="standard", seed=0, batch_size=250, label="aa")
     by_hand = AutoAttack(copy.deepcopy(net), eps=float(EPS), norm="Linf", seed=0, version="standard", device="cpu")
     _, predicted = by_hand.run_standard_evaluation(images, labels, batch_size=250)
     assert torch.equal(found.robust, predicted == labels)
@@ -177,12 +175,12 @@ class Softmaxed(nn.Module):
 
 
 def in_train_mode(net: nn.Module) -> nn.Module:
-    net.layer2[0].bn1.train()  # type: ignore[index,union-attr]
+    net.layer2[0].bn1.train()
     return net
 
 
 def with_nan(net: nn.Module) -> nn.Module:
-    net.linear.bias.data[0] = torch.nan  # type: ignore[union-attr,operator]
+    net.linear.bias.data[0] = torch.nan
     return net
 
 
@@ -198,7 +196,7 @@ def with_nan(net: nn.Module) -> nn.Module:
 )
 def test_nets_that_are_refused(spoil: object, message: str, net: nn.Module, test_images: Split) -> None:
     with pytest.raises(UsageError, match=message):
-        evaluate_net(spoil(copy.deepcopy(net)), test_images, epsilon=EPS, quiet=True)  # type: ignore[operator]
+        evaluate_net(spoil(copy.deepcopy(net)), test_images, epsilon=EPS, quiet=True)
 
 
 @pytest.mark.parametrize(
@@ -229,9 +227,7 @@ def test_evaluation_json(quick_run: Path) -> None:
     assert set(replaced["accuracy"]) == {"fgsm"}
 
 
-@pytest.mark.parametrize(
-    ("options", "message"), [({"attacks": ("pdg-10",)}, "pdg-10"), ({"samples": 0}, "at least 1")]
-)
+@pytest.mark.parametrize(("options", "message"), [({"attacks": ("pdg-10",)}, "pdg-10"), ({"samples": 0}, "at least 1")])
 def test_bad_requests(options: dict[str, object], message: str, quick_run: Path) -> None:
     with pytest.raises(UsageError, match=message):
-        evaluate(quick_run, **options)  # type: ignore[arg-type]
+        evaluate(quick_run, **options)

@@ -45,7 +45,7 @@ def test_generators(kind: type[nn.Module], count: int) -> None:
 
 
 def test_released_generator_initialisation() -> None:
-    """The block's convolutions are xavier-uniform with gain sqrt 2: bounded by sqrt(2) * sqrt(6 / (fan_in + fan_out))."""
+    """The block's convolutions are xavier-uniform, gain sqrt 2: within sqrt(2) * sqrt(6 / (fan_in + fan_out))."""
     torch.manual_seed(0)
     generator = ReleasedGenerator(6, 3)
     bound = 2**0.5 * (6 / (64 * 9 + 64 * 9)) ** 0.5
@@ -87,4 +87,4 @@ def test_normalisation_is_inside_and_not_in_the_state_dict() -> None:
 )
 def test_bad_options(make: object, message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        make()  # type: ignore[operator]
+        make()

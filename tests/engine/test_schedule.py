@@ -21,7 +21,7 @@ def ours(options: ScheduleOptions) -> list[tuple[float, float]]:
 
 def theirs(make: object) -> list[tuple[float, float]]:
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.2, momentum=0.9)
-    scheduler = make(optimizer)  # type: ignore[operator]
+    scheduler = make(optimizer)
     values = []
     for _ in range(STEPS * EPOCHS):
         values.append((optimizer.param_groups[0]["lr"], optimizer.param_groups[0]["momentum"]))
@@ -70,4 +70,4 @@ def test_cyclic_is_torchs(peak: float, cycle_momentum: bool) -> None:
 )
 def test_bad_options(options: dict[str, object], message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        ScheduleOptions(**options)  # type: ignore[arg-type]
+        ScheduleOptions(**options)

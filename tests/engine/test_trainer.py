@@ -41,7 +41,7 @@ def test_what_a_run_leaves_behind(quick_run: Path, quick_recipe: Recipe) -> None
     for key in ("lr", "loss", "train_accuracy", "generator_loss", "clean", "pgd-10", "step_seconds", "wall_seconds"):
         assert all(isinstance(line[key], float) for line in log), key
     assert log[-1]["loss"] < log[0]["loss"]
-    best, last = (RunFolder(quick_run).checkpoint(which) for which in ("best", "last"))  # type: ignore[arg-type]
+    best, last = (RunFolder(quick_run).checkpoint(which) for which in ("best", "last"))
     assert last.record["at"]["epoch"] == 4
     scores = [line["pgd-10"] for line in log]
     assert best.record["at"]["epoch"] == max(e for e in range(1, 5) if scores[e - 1] == max(scores))

@@ -10,8 +10,15 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from hardfast.engine.methods import FgsmRsOptions, FgsmSdiOptions, MethodOptions, PgdAtOptions, Position, Setting
-from hardfast.engine.methods import StandardOptions
+from hardfast.engine.methods import (
+    FgsmRsOptions,
+    FgsmSdiOptions,
+    MethodOptions,
+    PgdAtOptions,
+    Position,
+    Setting,
+    StandardOptions,
+)
 from hardfast.engine.models import ModelOptions, build_model
 from hardfast.engine.step import descend
 from hardfast.loaders import Batch

@@ -193,4 +193,4 @@ def test_augment_depends_on_the_sample_not_on_the_batch() -> None:
 def test_bad_arguments_are_named(call: object, message: str) -> None:
     x = images()
     with pytest.raises((TypeError, ValueError), match=message):
-        call(x, noise(x.shape), pixel_bounds(EPSILON, box=True))  # type: ignore[operator]
+        call(x, noise(x.shape), pixel_bounds(EPSILON, box=True))

@@ -169,7 +169,7 @@ def test_the_published_digests_are_used(tmp_path: Path) -> None:
         (DataOptions(name="digits", heldout=1437), "cannot be cut"),
         (DataOptions(name="digits", heldout=0), "at least 1"),
         (DataOptions(name="cifar10", image_size=64), "does not apply"),
-        (DataOptions(name="mnist"), "not a data set"),  # type: ignore[arg-type]
+        (DataOptions(name="mnist"), "not a data set"),
     ],
 )
 def test_options_that_do_not_fit(options: DataOptions, message: str) -> None:
