@@ -190,7 +190,7 @@ class BenchMethodsArguments:
     out: str
     """Folder for the runs; a second call goes on where the first one stopped."""
 
-    methods: tuple[str, ...] = ("standard", "fgsm-sdi", "pgd-at")
+    methods: tuple[str, ...] = ("standard", "fgsm-rs", "fgsm-sdi", "pgd-at")
     """Methods to compare."""
 
     seeds: tuple[int, ...] = (0, 1, 2)

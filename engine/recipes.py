@@ -131,7 +131,7 @@ PRESETS: dict[str, Recipe] = {
         Recipe(
             name="digits",
             about="handwritten digits on a CPU in under two minutes; what `make train` runs",
-            epsilon="40/255",
+            epsilon="32/255",
             epochs=30,
             batch_size=64,
             crop_padding=2,
@@ -139,7 +139,7 @@ PRESETS: dict[str, Recipe] = {
             method=FgsmSdiOptions(k=5, generator_width=16),
             data=DataOptions(name="digits", image_size=16),
             model=ModelOptions(name="resnet8"),
-            optimizer=OptimizerOptions(lr=0.05),
+            optimizer=OptimizerOptions(lr=0.1),
             schedule=ScheduleOptions(kind="cyclic"),
         ),
         _PAPER_CIFAR10,

@@ -42,6 +42,23 @@ class RunFolder:
         """One line per epoch."""
         return self.path / "log.jsonl"
 
+    @property
+    def environment(self) -> Path:
+        """Device, versions and numerics of the newest start."""
+        return self.path / "environment.json"
+
+    def changed_numerics(self, now: dict[str, Any]) -> list[str]:
+        """What differs from the last start and decides whether a resumed run is bit-exact: `threads 2, now 1`."""
+        try:
+            before = json.loads(self.environment.read_text())["numerics"]
+            return [
+                f"{key} {before.get(key)}, now {value}"
+                for key, value in now["numerics"].items()
+                if before.get(key) != value
+            ]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return ["environment.json cannot be read"]
+
     def recipe(self) -> Recipe:
         """The recipe of the run in this folder.
 

@@ -63,9 +63,11 @@ def descend(
 @contextmanager
 def batch_norm_mode(net: nn.Module, mode: AttackBN) -> Iterator[None]:
     """Puts the net in train or eval mode for the passes of an attack, and back."""
-    before = net.training
-    net.train(mode == "train")
+    before, wanted = net.training, mode == "train"
+    if before != wanted:
+        net.train(wanted)
     try:
         yield
     finally:
-        net.train(before)
+        if before != wanted:
+            net.train(before)

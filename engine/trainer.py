@@ -6,6 +6,7 @@ import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -52,13 +53,13 @@ def train(recipe: Recipe, out: Path | str, *, device: str = "auto") -> Outcome:
     folder = RunFolder(out)
     resuming = folder.holds(recipe)
     run = Run(recipe, open_dataset(recipe.data), target)
+    environment = describe_environment(target)
     _announce(run, why)
     if resuming:
-        _resume(run, folder)
+        _resume(run, folder, environment)
     else:
         folder.create(recipe)
-    environment = json.dumps(describe_environment(target), indent=2) + "\n"
-    write_whole(folder.path / "environment.json", environment)
+    write_whole(folder.environment, json.dumps(environment, indent=2) + "\n")
     with StopRequest() as stop:
         while run.at.epoch < recipe.epochs:
             began = time.perf_counter()
@@ -154,7 +155,7 @@ def _announce(run: Run, why: str) -> None:
     console.line(f"device {run.device} ({why}), eager, float32, channels-last, {torch.get_num_threads()} CPU threads")
 
 
-def _resume(run: Run, folder: RunFolder) -> None:
+def _resume(run: Run, folder: RunFolder, environment: dict[str, Any]) -> None:
     latest = folder.store.latest()
     for rejected in folder.store.rejected:
         console.line(f"rejected: {rejected}")
@@ -164,8 +165,9 @@ def _resume(run: Run, folder: RunFolder) -> None:
         return
     run.restore(latest)
     folder.truncate_log(run.at.epoch)
-    console.line(
-        f"resuming at epoch {run.at.epoch + 1}, step {run.at.step}"
-        if run.at.epoch < run.recipe.epochs
-        else f"already trained: {folder.path} holds all {run.recipe.epochs} epochs"
-    )
+    if run.at.epoch >= run.recipe.epochs:
+        console.line(f"already trained: {folder.path} holds all {run.recipe.epochs} epochs")
+        return
+    changed = folder.changed_numerics(environment)
+    exact = f"equivalent, not bit for bit ({'; '.join(changed)})" if changed else "bit for bit"
+    console.line(f"resuming at epoch {run.at.epoch + 1}, step {run.at.step}: {exact}")

@@ -126,7 +126,7 @@ def test_wrong_use(words: list[str], parts: list[str], tmp_path: Path, capsys: p
 
 def test_out_that_holds_another_run(quick_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     said = refused(capsys, "train", "digits", "--out", str(quick_run))
-    assert "epsilon is 24/255, yours 40/255" in said
+    assert "epsilon is 24/255, yours 32/255" in said
     assert "choose another --out" in said
 
 

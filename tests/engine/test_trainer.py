@@ -84,7 +84,12 @@ class StopAt(StopRequest):
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("after", [1, 13, 20, 33])
 def test_a_stopped_run_resumes_bit_for_bit(
-    name: str, after: int, quick_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str,
+    after: int,
+    quick_recipe: Recipe,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Stopped after its first step, in mid-epoch, on an epoch's last step, and in the next epoch."""
     recipe = replace(quick_recipe, epochs=2)
@@ -98,13 +103,29 @@ def test_a_stopped_run_resumes_bit_for_bit(
     stopped = RunFolder(tmp_path / "stopped").checkpoint("last").record["at"]
     assert 0 < stopped["total"] < 40
     assert final_state(tmp_path / "stopped") != final_state(tmp_path / "straight")
+    capsys.readouterr()
     assert train(recipe, tmp_path / "stopped").finished
+    assert ": bit for bit" in capsys.readouterr().out
     assert final_state(tmp_path / "stopped") == final_state(tmp_path / "straight")
     timeless = [
         [{k: v for k, v in json.loads(line).items() if "seconds" not in k} for line in log.read_text().splitlines()]
         for log in (tmp_path / "straight/log.jsonl", tmp_path / "stopped/log.jsonl")
     ]
     assert timeless[0] == timeless[1]
+
+
+def test_resuming_with_other_numerics_says_so(
+    quick_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = replace(quick_recipe, epochs=1)
+    with monkeypatch.context() as patch:
+        patch.setattr("hardfast.engine.trainer.StopRequest", StopAt)
+        StopAt.countdown = 5
+        train(recipe, tmp_path / "run")
+    path = tmp_path / "run/environment.json"
+    path.write_text(path.read_text().replace(f'"threads": {torch.get_num_threads()}', '"threads": 99'))
+    train(recipe, tmp_path / "run")
+    assert f"not bit for bit (threads 99, now {torch.get_num_threads()})" in capsys.readouterr().out
 
 
 def test_a_finished_run_is_not_trained_again(quick_run: Path, quick_recipe: Recipe) -> None:
