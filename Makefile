@@ -14,7 +14,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  \1\t/' | expand -t 16
 
-$(VENV)/installed: setup.py constraints.txt Makefile
+$(VENV)/installed: setup.py constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "hardfast needs Python 3.11 or newer and $(PYTHON) is not: make PYTHON=python3.12 ..."; exit 2; }
 	@$(PYTHON) -m venv --clear $(VENV) || \

@@ -35,7 +35,7 @@ setup(
         "scikit-learn",  # the embedded digits
         "safetensors",
         "pydantic>=2",  # strict reading of config.json
-        "tyro>=1",
+        "tyro>=1,<2",  # parsing.py reads the layout of its messages
         "tqdm",
     ],
     extras_require={

@@ -14,11 +14,12 @@ import torch
 
 from ..engine import console
 from ..engine.environment import choose_device, describe_environment
-from ..engine.errors import UsageError
+from ..engine.errors import Stopped, UsageError
 from ..engine.evaluation import evaluate
 from ..engine.methods import FgsmSdiOptions, Position, method_options
 from ..engine.recipes import Recipe
 from ..engine.run import Run
+from ..engine.run_folder import RunFolder
 from ..engine.step import descend
 from ..engine.trainer import train
 from ..loaders import open_dataset
@@ -64,15 +65,18 @@ def compare_methods(
     Raises:
         UsageError: an unknown method, fewer than two methods, or no seed.
     """
-    if len(set(methods)) < 2 or not seeds:
-        raise UsageError("bench methods compares at least two --methods over at least one of --seeds")
+    if len(set(methods)) < max(2, len(methods)) or len(set(seeds)) < max(1, len(seeds)):
+        raise UsageError("bench methods compares at least two different --methods over one or more different --seeds")
+    if csv is not None:
+        csv.parent.mkdir(parents=True, exist_ok=True)
+        csv.touch()  # fails now rather than after all the work
     variants = {name: _with_method(recipe, name) for name in methods}
     ratios = _step_ratios(variants, choose_device(device)[0])
     rows = []
     for name, variant in variants.items():
         found = [_evaluated(replace(variant, seed=seed), out / f"{name}-{seed}", attacks, device) for seed in seeds]
-        accuracy = {attack: [report["accuracy"][attack] for report in found] for attack in attacks}
-        images = {attack: found[0]["samples_of"].get(attack, found[0]["samples"]) for attack in attacks}
+        accuracy = {attack: [report[attack]["accuracy"] for report in found] for attack in attacks}
+        images = {attack: found[0][attack]["samples"] for attack in attacks}
         rows.append(MethodRow(name, len(seeds), accuracy, images, ratios[name]))
     if csv is not None:
         _write_csv(csv, recipe, rows, describe_environment(choose_device(device)[0]))
@@ -84,15 +88,20 @@ def _with_method(recipe: Recipe, name: str) -> Recipe:
 
 
 def _evaluated(recipe: Recipe, folder: Path, attacks: Sequence[str], device: str) -> dict[str, Any]:
-    """Trains one run if it is not finished, attacks it if it was not, and returns its evaluation.json."""
-    if not train(recipe, folder, device=device).finished:
-        raise KeyboardInterrupt
-    path = folder / "evaluation.json"
-    if path.exists():
-        report: dict[str, Any] = json.loads(path.read_text())
-        if all(attack in report["accuracy"] for attack in attacks):
-            return report
-    return evaluate(folder, attacks=attacks, device=device)
+    """Trains one run if it is not finished, attacks it with what it was not attacked with, and returns the report."""
+    if train(recipe, folder, device=device).stopped:
+        raise Stopped(f"stopped on request; {folder} is saved, the same command goes on")
+    images = len(open_dataset(recipe.data).test)
+    done: dict[str, Any] = {}
+    best = RunFolder(folder).checkpoint("best").record.at.total
+    if (folder / "evaluation.json").exists():
+        report = json.loads((folder / "evaluation.json").read_text())
+        if (report["checkpoint"], report["step"], report["seed"]) == ("best", best, 0):
+            done = {name: found for name, found in report["attacks"].items() if found["samples"] == images}
+    missing = [attack for attack in attacks if attack not in done]
+    if missing:
+        done |= evaluate(folder, attacks=missing, device=device)["attacks"]
+    return {attack: done[attack] for attack in attacks}
 
 
 def _step_ratios(variants: dict[str, Recipe], device: torch.device) -> dict[str, Spread]:
@@ -148,7 +157,6 @@ def _write_csv(path: Path, recipe: Recipe, rows: Sequence[MethodRow], environmen
         "batch": recipe.batch_size,
         **{f"numerics_{key}": value for key, value in environment["numerics"].items()},
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="") as file:
         writer = None
         for row in rows:
@@ -156,6 +164,7 @@ def _write_csv(path: Path, recipe: Recipe, rows: Sequence[MethodRow], environmen
             for attack, values in row.accuracy.items():
                 line[f"{attack}_mean"] = round(statistics.mean(values), 3)
                 line[f"{attack}_deviation"] = round(statistics.stdev(values), 3) if len(values) > 1 else ""
+                line[f"{attack}_each_seed"] = " ".join(f"{value:.2f}" for value in values)
                 line[f"{attack}_images"] = row.images[attack]
             line |= {"step_ratio": row.step.median, "step_ratio_p20": row.step.p20, "step_ratio_p80": row.step.p80}
             line |= {"step_ratio_base": rows[0].method, **common}

@@ -12,8 +12,8 @@ from fractions import Fraction
 import torch
 from torch import Tensor, nn
 
-from ..kernels import Purpose, pixel_bounds, project, random_start, signed_step
-from .step import Objective, input_gradient, summed_cross_entropy
+from ..kernels import Purpose, pixel_bounds, random_start
+from .step import Objective, projected_ascent, summed_cross_entropy
 
 
 def summed_margin(logits: Tensor, labels: Tensor) -> Tensor:
@@ -52,17 +52,20 @@ class GradientAttack:
             epsilon: radius in [0, 1] pixel units.
             seed: of the random start.
         """
-        bounds = pixel_bounds(epsilon, box=True, device=x.device)
-        delta = torch.zeros_like(x, dtype=torch.float32)
+        start = torch.zeros_like(x, dtype=torch.float32)
         if self.random_start:
-            delta = random_start(x, index, radius=epsilon, seed=seed, epoch=0, purpose=Purpose.EVALUATE)
-        x_adv, delta = project(x, delta, bounds=bounds)
-        for _ in range(self.steps):
-            gradient, logits = input_gradient(net, x_adv, labels, self.objective)
-            resists = (logits.argmax(dim=1) == labels)[:, None, None, None]
-            stepped, moved = signed_step(x, delta, gradient, alpha=self.alpha, bounds=bounds)
-            x_adv, delta = torch.where(resists, stepped, x_adv), torch.where(resists, moved, delta)
-        return x_adv
+            start = random_start(x, index, radius=epsilon, seed=seed, epoch=0, purpose=Purpose.EVALUATE)
+        return projected_ascent(
+            net,
+            x,
+            labels,
+            start,
+            steps=self.steps,
+            alpha=self.alpha,
+            bounds=pixel_bounds(epsilon, box=True, device=x.device),
+            objective=self.objective,
+            keep_fooled=True,
+        )
 
 
 def gradient_attacks(epsilon: Fraction, step: Fraction | None = None) -> dict[str, GradientAttack]:

@@ -6,6 +6,7 @@ images are checked again, and what contradicts itself raises. The caller's rando
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import re
 from collections.abc import Iterator
@@ -18,7 +19,6 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from . import console
 from .errors import EvaluationError, UsageError
 
 Version = Literal["apgd-ce", "standard"]
@@ -33,7 +33,8 @@ BOUNDARY_SLACK = 1e-3
 class AutoAttackResult:
     """What one evaluation found."""
 
-    robust: Tensor  # bool [N], on the CPU: right on the clean image and on all that the attacks tried
+    robust: Tensor  # bool [N]: right on the clean image and on all that the attacks tried
+    x_adv: Tensor  # float32 [N, C, H, W]: what fooled the net, and the clean image where nothing did
     stages: dict[str, float] = field(default_factory=dict)  # robust accuracy in percent after each attack, in order
     warnings: list[str] = field(default_factory=list)  # what the library flagged, e.g. zero gradients
 
@@ -47,7 +48,7 @@ def run_autoattack(
     version: Version,
     seed: int,
     batch_size: int,
-    label: str,
+    bar: tqdm[Any],
 ) -> AutoAttackResult:
     """Runs the official code: its standard version, or APGD-CE alone with that version's parameters.
 
@@ -59,23 +60,20 @@ def run_autoattack(
         version: `standard` is apgd-ce, apgd-t, fab-t, square.
         seed: fixed for every attack.
         batch_size: images in a forward pass.
-        label: of the progress bar.
+        bar: told of every forward pass and of the attack that runs.
 
     Raises:
-        UsageError: pyautoattack is not installed, or the net has fewer than four classes.
+        UsageError: as `check_available`.
         EvaluationError: an adversarial image left the ball or [0, 1], or does not fool the net as the library said.
     """
-    try:
-        from pyautoattack import AutoAttack  # an extra: not everyone who trains evaluates
-    except ImportError:
-        raise UsageError("AutoAttack needs the package pyautoattack: pip install 'hardfast[eval]'") from None
     images = images.contiguous()  # the library reshapes with view
     with torch.no_grad():
         classes = net(images[:1]).shape[1]
-    if classes < 4:
-        raise UsageError(f"AutoAttack's targeted losses need at least 4 classes, the net has {classes}: drop apgd, aa")
+    check_available(version, classes=classes)
+    from pyautoattack import AutoAttack  # an extra: not everyone who trains evaluates
+
     targets = min(TARGETS, classes - 1)
-    with console.bar(None, label, "passes") as bar, _weights_without_gradients(net), _own_random_state(images.device):
+    with bar, _weights_without_gradients(net), _own_random_state(images.device):
         if version == "standard":
             adversary = AutoAttack(_Counted(net, bar), eps=float(epsilon), norm="Linf", seed=seed, device=images.device)
         else:
@@ -86,12 +84,20 @@ def run_autoattack(
             adversary.apgd.n_restarts = 1  # as the standard version sets it; 5 otherwise
         # A net with fewer than ten classes has fewer targets than the standard version's nine.
         adversary.apgd_targeted.n_target_classes = adversary.fab.n_target_classes = targets
-        with _Log(bar, label, images=len(images), batch_size=batch_size, targets=targets) as log:
+        with _Log(bar, images=len(images), batch_size=batch_size, targets=targets) as log:
             x_adv, predicted = adversary.run_standard_evaluation(images, labels, batch_size=batch_size)
     robust = predicted == labels
     _check_images(images, x_adv, epsilon)
     _check_predictions(net, x_adv, labels, robust, batch_size)
-    return AutoAttackResult(robust.cpu(), log.stages, log.warnings)
+    return AutoAttackResult(robust, x_adv, log.stages, log.warnings)
+
+
+def check_available(version: Version, *, classes: int) -> None:
+    """Raises UsageError if the library is not installed, or the net has too few classes for the targeted losses."""
+    if importlib.util.find_spec("pyautoattack") is None:
+        raise UsageError("AutoAttack needs the package pyautoattack: pip install 'hardfast[eval]'")
+    if version == "standard" and classes < 4:
+        raise UsageError(f"attack aa needs at least 4 classes for its targeted losses, the net has {classes}: drop it")
 
 
 class _Counted:
@@ -109,9 +115,10 @@ class _Counted:
 class _Log(logging.Handler):
     """Reads the library's log while it runs: which attack, what is left standing, and every warning."""
 
-    def __init__(self, bar: tqdm[Any], label: str, *, images: int, batch_size: int, targets: int) -> None:
+    def __init__(self, bar: tqdm[Any], *, images: int, batch_size: int, targets: int) -> None:
         super().__init__()
-        self.bar, self.label, self.images, self.batch_size = bar, label, images, batch_size
+        self.bar, self.images, self.batch_size = bar, images, batch_size
+        self.label = bar.desc if not bar.disable else ""
         self.standing = images
         self.stages: dict[str, float] = {}
         self.warnings: list[str] = []
@@ -126,7 +133,8 @@ class _Log(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         message = record.getMessage()
         if record.levelno >= logging.WARNING:
-            self.warnings.append(message)
+            if message not in self.warnings:  # zero gradients are flagged batch by batch
+                self.warnings.append(message)
         elif started := re.fullmatch(r"running (\S+)", message):
             batches = -(-self.standing // self.batch_size)
             self.bar.reset(total=batches * self.passes.get(started[1], 0))

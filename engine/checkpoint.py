@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from .errors import CheckpointError
+from .record import Record
 
 MODEL, STATE, RECORD, MANIFEST = "model.safetensors", "state.safetensors", "train.json", "MANIFEST.json"
 Tensors = dict[str, Tensor]
@@ -32,7 +33,7 @@ class Checkpoint:
     """One verified checkpoint."""
 
     path: Path
-    record: dict[str, Any]
+    record: Record
 
     def model(self) -> Tensors:
         """The classifier's tensors, on the CPU."""
@@ -54,7 +55,7 @@ class CheckpointStore:
         """Where the checkpoint of a step lies."""
         return self.folder / f"step-{step:08d}"
 
-    def save(self, step: int, *, model: Tensors, state: Tensors, record: dict[str, Any]) -> Path:
+    def save(self, step: int, *, model: Tensors, state: Tensors, record: Record) -> Path:
         """Writes one checkpoint: temporary folder, fsync, rename. A reader sees all of it or nothing."""
         target = self.path(step)
         temporary = self.folder / f"{target.name}.tmp-{os.getpid()}"
@@ -63,7 +64,7 @@ class CheckpointStore:
         try:
             save_file(_packed(model), temporary / MODEL)
             save_file(_packed(state), temporary / STATE)
-            (temporary / RECORD).write_text(json.dumps(record, indent=2) + "\n")
+            (temporary / RECORD).write_text(record.to_json())
             files = {name: _fingerprint(temporary / name) for name in (MODEL, STATE, RECORD)}
             (temporary / MANIFEST).write_text(json.dumps(files, indent=2) + "\n")
             for name in (*files, MANIFEST):
@@ -98,7 +99,7 @@ class CheckpointStore:
             for name in (MODEL, STATE, RECORD):
                 if _fingerprint(path / name) != manifest[name]:
                     raise CheckpointError(f"{path / name} is damaged: its sha256 is not the one of {MANIFEST}")
-            return Checkpoint(path, json.loads((path / RECORD).read_text()))
+            return Checkpoint(path, Record.from_json((path / RECORD).read_text(), str(path / RECORD)))
         except FileNotFoundError as error:
             raise CheckpointError(f"{error.filename} is missing: the checkpoint is not complete") from None
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -145,23 +146,24 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, net: nn.Module, prefix: 
     return tensors
 
 
-def load_optimizer(optimizer: torch.optim.Optimizer, net: nn.Module, prefix: str, checkpoint: Checkpoint) -> None:
+def load_optimizer(
+    optimizer: torch.optim.Optimizer, net: nn.Module, prefix: str, tensors: Tensors, source: Path
+) -> None:
     """The inverse of `optimizer_tensors`: every parameter of the net gets its state back.
 
     Raises:
-        CheckpointError: the file lacks a tensor.
+        CheckpointError: a tensor is missing, or of another shape or dtype than its parameter.
     """
-    tensors = checkpoint.state()
     for name, parameter in net.named_parameters():
         state = {}
         for key in _state_keys(optimizer):
             value = tensors.get(f"{prefix}/{name}/{key}")
-            if value is None:
-                raise CheckpointError(
-                    f"{checkpoint.path / STATE} has no tensor '{prefix}/{name}/{key}': it is of another run or damaged"
-                )
             # Adam counts its steps on the CPU; moments lie where their parameter lies, in its memory format.
-            state[key] = value if key == "step" else torch.empty_like(parameter).copy_(value)
+            like = torch.zeros(()) if key == "step" else parameter.detach()
+            if value is None or value.shape != like.shape or value.dtype != like.dtype:
+                found = "no tensor" if value is None else f"{value.dtype} {tuple(value.shape)} as"
+                raise CheckpointError(f"{source} has {found} '{prefix}/{name}/{key}': it is of another run or damaged")
+            state[key] = torch.empty_like(like).copy_(value)
         if state:
             optimizer.state[parameter] = state
 

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated
 
 import tyro
 
 from ..loaders import REGISTRY, DataError, DatasetName, prepare
 from . import console, recipes
-from .errors import EvaluationError, UsageError
-from .evaluation import ATTACKS, evaluate
-from .methods import method_options
+from .errors import EvaluationError, Stopped, UsageError
+from .evaluation import ATTACKS, AttackName, evaluate
+from .methods import METHODS, method_options
 from .parsing import parse
 from .recipes import Recipe
 from .run_folder import Which
@@ -24,9 +25,6 @@ from .trainer import train
 
 DONE, WRONG_USE, STOPPED, INTERRUPTED = 0, 2, 75, 130
 SHORT_EVALUATION_SAMPLES = 1000
-
-AttackName = Literal["clean", "fgsm", "pgd-10", "pgd-20", "pgd-50", "cw", "apgd", "aa"]
-assert get_args(AttackName) == ATTACKS
 
 HELP = """\
 hardfast: adversarially robust image classifiers, fast
@@ -48,14 +46,15 @@ class TrainArguments:
     out: str
     """Folder of the run: new, or holding this very run."""
 
-    method: Annotated[Literal["fgsm-sdi", "fgsm-rs", "pgd-at", "standard"], tyro.conf.arg(name="method")] = "fgsm-sdi"
-    """Train with another method than the recipe's, with that method's own defaults."""
+    method: Annotated[str, tyro.conf.arg(name="method", metavar="{" + ",".join(METHODS) + "}")] = "fgsm-sdi"
+    """Train with another method than the recipe's: its own options take their defaults, everything else (epsilon, box,
+    label smoothing, schedule) stays as the recipe has it."""
 
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
 
     evaluate: bool = True
-    """Attack the best checkpoint at the end: clean and PGD-10 on up to 1,000 test images."""
+    """Attack the best checkpoint after training: clean and PGD-10 on up to 1,000 test images."""
 
     recipe: Annotated[Recipe, tyro.conf.arg(name="")] = field(default_factory=Recipe)
 
@@ -69,11 +68,12 @@ def run_train(argv: Sequence[str]) -> int:
         recipe = replace(recipe, method=method_options(wanted))
     default = TrainArguments(out=tyro.MISSING, method=recipe.method.name, recipe=recipe)
     asked = parse(TrainArguments, rest, f"hardfast train {name}", default=default)
+    if asked.method != asked.recipe.method.name:
+        raise UsageError(f"--method is given twice, as {wanted} and {asked.method}: give it once")
     outcome = train(asked.recipe, asked.out, device=asked.device)
-    if not outcome.finished:
-        console.line(f"stopped on request; everything is saved in {outcome.folder}, the same command resumes")
-        return STOPPED
-    if asked.evaluate:
+    if outcome.stopped:
+        raise Stopped(f"stopped on request; everything is saved in {outcome.folder}, the same command resumes")
+    if asked.evaluate and outcome.trained:
         evaluate(outcome.folder, attacks=("clean", "pgd-10"), samples=SHORT_EVALUATION_SAMPLES, device=asked.device)
     console.line(f"done: next, `hardfast evaluate {outcome.folder} --attacks clean pgd-20 aa`")
     return DONE
@@ -90,7 +90,7 @@ class EvaluateArguments:
     """Which attacks. apgd and aa (AutoAttack, standard) take minutes to hours and need pyautoattack."""
 
     checkpoint: Which = "best"
-    """best by held-out PGD-10, or last."""
+    """best on the held-out images (PGD-10; clean for standard training), or last."""
 
     samples: int | None = None
     """Only the first so many test images; the number stands beside every accuracy."""
@@ -107,6 +107,9 @@ class EvaluateArguments:
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
 
+    data_root: str | None = None
+    """Where the data sets lie now, if not where the run found them."""
+
     json: str | None = None
     """Also write the result to this file."""
 
@@ -114,9 +117,8 @@ class EvaluateArguments:
 def run_evaluate(argv: Sequence[str]) -> int:
     """hardfast evaluate DIR [options]"""
     asked = parse(EvaluateArguments, argv, "hardfast evaluate")
-    for name, value in (("samples", asked.samples), ("aa-samples", asked.aa_samples), ("batch-size", asked.batch_size)):
-        if value is not None and value < 1:
-            raise UsageError(f"--{name} must be at least 1, not {value}")
+    if asked.aa_samples is not None and asked.aa_samples < 1:
+        raise UsageError(f"--aa-samples must be at least 1, not {asked.aa_samples}")
     report = evaluate(
         asked.run,
         attacks=asked.attacks,
@@ -126,19 +128,14 @@ def run_evaluate(argv: Sequence[str]) -> int:
         batch_size=asked.batch_size,
         seed=asked.seed,
         device=asked.device,
+        data_root=asked.data_root,
     )
-    rows = [
-        [name, f"{report['accuracy'][name]:.2f} %", str(report["samples_of"].get(name, report["samples"]))]
-        for name in ATTACKS
-        if name in asked.attacks
-    ]
+    done = [(name, report["attacks"][name]) for name in ATTACKS if name in asked.attacks]
+    rows = [[name, f"{found['accuracy']:.2f} %", str(found["samples"])] for name, found in done]
     console.line()
     console.line(console.table(["attack", "accuracy", "images"], rows))
     if asked.json is not None:
-        try:
-            Path(asked.json).write_text(json.dumps(report, indent=2) + "\n")
-        except OSError as error:
-            raise UsageError(f"--json {asked.json} cannot be written ({error.strerror})") from None
+        Path(asked.json).write_text(json.dumps(report, indent=2) + "\n")
     return DONE
 
 
@@ -278,6 +275,16 @@ def run(argv: Sequence[str]) -> int:
         return COMMANDS[argv[0]](list(argv[1:]))
     except (UsageError, DataError, EvaluationError) as error:
         console.error(f"hardfast: {error}")
+        return WRONG_USE
+    except Stopped as stopped:
+        console.line(str(stopped))
+        return STOPPED
+    except BrokenPipeError:  # the reader of our output left, like `| head`; what was done is on disk
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return WRONG_USE
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename else ""
+        console.error(f"hardfast: {place}{error.strerror or error}: free space or choose another place, then repeat")
         return WRONG_USE
     except KeyboardInterrupt:
         console.error("hardfast: interrupted; a run keeps its last whole checkpoint, and `hardfast train` resumes it")

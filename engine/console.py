@@ -20,9 +20,17 @@ def error(text: str) -> None:
     tqdm.write(" ".join(text.split()), file=sys.stderr)
 
 
-def bar(total: int | None, label: str, unit: str, *, initial: int = 0) -> tqdm[Any]:
-    """A progress bar with rate and time left, gone when it is done; silent where stderr is not a terminal."""
-    return tqdm(total=total, desc=label, unit=unit, initial=initial, leave=False, dynamic_ncols=True, disable=None)
+def bar(total: int | None, label: str, unit: str, *, initial: int = 0, quiet: bool = False) -> tqdm[Any]:
+    """A progress bar with rate and time left, gone when it is done; none if quiet or if stderr is not a terminal."""
+    return tqdm(
+        total=total,
+        desc=label,
+        unit=unit,
+        initial=initial,
+        leave=False,
+        dynamic_ncols=True,
+        disable=True if quiet else None,
+    )
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -52,7 +52,7 @@ def describe_environment(device: torch.device) -> dict[str, Any]:
             "precision": "float32",
             "memory_format": "channels_last",
             "execution": "eager",
-            "tf32": torch.backends.cuda.matmul.allow_tf32 or torch.backends.cudnn.allow_tf32,
+            "tf32": device.type == "cuda" and torch.backends.cudnn.allow_tf32,
             "deterministic": torch.are_deterministic_algorithms_enabled(),
         },
     }

@@ -9,5 +9,9 @@ class CheckpointError(UsageError):
     """A checkpoint is missing, damaged, or of another net."""
 
 
+class Stopped(Exception):
+    """A signal asked for a stop, and everything is saved. The command exits 75."""
+
+
 class EvaluationError(RuntimeError):
     """An attack's result contradicts itself, so its number must not be reported. The command exits 2."""

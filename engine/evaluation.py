@@ -4,61 +4,56 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from ..kernels import to_float
 from ..loaders import Split, open_dataset
-from . import console
+from . import autoattack, console
 from .attacks import GradientAttack, gradient_attacks
-from .autoattack import run_autoattack
 from .environment import choose_device
-from .errors import UsageError
+from .errors import EvaluationError, UsageError
 from .run_folder import RunFolder, Which, restored_model, write_whole
+from .step import input_gradient
 from .threat import format_pixels, parse_pixels
 
-ATTACKS = ("clean", "fgsm", "pgd-10", "pgd-20", "pgd-50", "cw", "apgd", "aa")
+AttackName = Literal["clean", "fgsm", "pgd-10", "pgd-20", "pgd-50", "cw", "apgd", "aa"]
+ATTACKS: tuple[str, ...] = get_args(AttackName)
+LIBRARY_ATTACKS: dict[str, autoattack.Version] = {"apgd": "apgd-ce", "aa": "standard"}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AttackReport:
+    """One attack's result."""
+
+    accuracy: float  # percent of `samples` that the net still gets right
+    samples: int
+    seconds: float
+    stages: dict[str, float] = field(default_factory=dict)  # AutoAttack: accuracy after each of its attacks
+    warnings: list[str] = field(default_factory=list)  # what AutoAttack flagged
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Evaluation:
-    """Accuracies in percent, and on what they were measured."""
+    """What a net was attacked with, and what it withstood."""
 
     samples: int
     epsilon: str  # like 8/255
     seed: int
-    accuracy: dict[str, float] = field(default_factory=dict)
-    samples_of: dict[str, int] = field(default_factory=dict)  # where an attack saw fewer than `samples`
-    seconds: dict[str, float] = field(default_factory=dict)
-    aa_stages: dict[str, float] = field(default_factory=dict)  # robust accuracy after each attack of AutoAttack
-    warnings: list[str] = field(default_factory=list)
+    attacks: dict[str, AttackReport] = field(default_factory=dict)
 
-    def table(self) -> str:
-        """A line per attack: accuracy, images, seconds."""
-        rows = [
-            [name, f"{value:.2f} %", str(self.samples_of.get(name, self.samples)), f"{self.seconds[name]:.1f}"]
-            for name, value in self.accuracy.items()
-        ]
-        return console.table(["attack", "accuracy", "images", "seconds"], rows)
-
-    def as_json(self) -> dict[str, Any]:
-        """What evaluation.json holds, less the checkpoint."""
-        return {
-            "samples": self.samples,
-            "epsilon": self.epsilon,
-            "accuracy": self.accuracy,
-            "samples_of": self.samples_of,
-            "seconds": self.seconds,
-            "aa_stages": self.aa_stages,
-            "seed": self.seed,
-            "warnings": self.warnings,
-        }
+    @property
+    def accuracy(self) -> dict[str, float]:
+        """Percent by attack."""
+        return {name: report.accuracy for name, report in self.attacks.items()}
 
 
 def evaluate_net(
@@ -70,10 +65,11 @@ def evaluate_net(
     step: Fraction | None = None,
     seed: int = 0,
     batch_size: int = 250,
-    samples_of: dict[str, int] | None = None,
+    samples_of: Mapping[str, int] | None = None,
+    on_result: Callable[[str, AttackReport], None] | None = None,
     quiet: bool = False,
 ) -> Evaluation:
-    """Attacks a classifier and counts what it still gets right.
+    """Attacks a classifier and counts what it still gets right, in full fp32 (no TF32).
 
     Args:
         net: maps float32 images in [0, 1] to logits; in eval mode, float32.
@@ -84,6 +80,7 @@ def evaluate_net(
         seed: of every random start.
         batch_size: images in a forward pass.
         samples_of: for long attacks, how many of the first images they see; the number is reported.
+        on_result: told of each attack as soon as it is done.
         quiet: no lines and no bars.
 
     Raises:
@@ -91,66 +88,70 @@ def evaluate_net(
         EvaluationError: an attack's result contradicts itself.
     """
     unknown = [name for name in attacks if name not in ATTACKS]
-    if unknown:
-        raise UsageError(f"attack '{unknown[0]}' is not known: choose from {' '.join(ATTACKS)}")
-    if not len(split):
-        raise UsageError("samples must be at least 1: there is no image to evaluate")
-    check_net(net, to_float(_nchw(split.images[:batch_size])))
-    fewer = {name: count for name, count in (samples_of or {}).items() if name in attacks and count < len(split)}
-    result = Evaluation(samples=len(split), epsilon=format_pixels(epsilon), seed=seed, samples_of=fewer)
-    known = gradient_attacks(epsilon, step)
-    for name in attacks:
-        started = time.perf_counter()
-        part = split.take(torch.arange(fewer.get(name, len(split)), device=split.labels.device))
-        if name in ("apgd", "aa"):
-            found = run_autoattack(
-                net,
-                to_float(_nchw(part.images)),
-                part.labels,
-                epsilon=epsilon,
-                version="standard" if name == "aa" else "apgd-ce",
-                seed=seed,
-                batch_size=batch_size,
-                label=name,
+    if unknown or not attacks:
+        raise UsageError(f"attack '{unknown[0] if unknown else ''}' is not known: choose from {' '.join(ATTACKS)}")
+    if not len(split) or batch_size < 1:
+        raise UsageError(f"samples and batch-size must be at least 1, not {len(split)} and {batch_size}")
+    result = Evaluation(samples=len(split), epsilon=format_pixels(epsilon), seed=seed)
+    with _full_precision():
+        logits = check_net(net, to_float(_nchw(split.images[:batch_size])), split.labels[:batch_size])
+        for name in attacks:
+            if name in LIBRARY_ATTACKS:  # before the first attack, not after the last but one
+                autoattack.check_available(LIBRARY_ATTACKS[name], classes=logits.shape[1])
+        known = gradient_attacks(epsilon, step)
+        for name in attacks:
+            count = min((samples_of or {}).get(name, len(split)), len(split))
+            part = split.take(torch.arange(count, device=split.labels.device))
+            began = time.perf_counter()
+            extra: dict[str, Any] = {}
+            if name in LIBRARY_ATTACKS:
+                found = autoattack.run_autoattack(
+                    net,
+                    to_float(_nchw(part.images)),
+                    part.labels,
+                    epsilon=epsilon,
+                    version=LIBRARY_ATTACKS[name],
+                    seed=seed,
+                    batch_size=batch_size,
+                    bar=console.bar(None, name, "passes", quiet=quiet),
+                )
+                robust, extra = found.robust, {"stages": found.stages, "warnings": found.warnings}
+            else:
+                batches = console.bar(-(-count // batch_size), name, "batches", quiet=quiet)
+                with batches:
+                    parts = []
+                    for index, image, labels in _batches(part, batch_size):
+                        x = _nchw(image)
+                        parts.append(_withstands(net, x, labels, index, known.get(name), epsilon, seed))
+                        batches.update(1)
+                robust = torch.cat(parts)
+            report = AttackReport(
+                accuracy=100 * int(robust.sum()) / count, samples=count, seconds=time.perf_counter() - began, **extra
             )
-            robust = found.robust
-            result.warnings.extend(found.warnings)
-            if name == "aa":
-                result.aa_stages.update(found.stages)
-        else:
-            robust = _robust(net, part, known.get(name), name, epsilon, seed, batch_size, quiet)
-        result.accuracy[name] = 100 * robust.double().mean().item()
-        result.seconds[name] = time.perf_counter() - started
-        if not quiet:
-            console.line(
-                f"  {name:<7} {result.accuracy[name]:6.2f} %  on {len(part)} images, {result.seconds[name]:.1f} s"
-            )
+            result.attacks[name] = report
+            if on_result is not None:
+                on_result(name, report)
+            if not quiet:
+                console.line(f"  {name:<7} {report.accuracy:6.2f} %  on {count} images, {report.seconds:.1f} s")
     return result
 
 
-def _robust(
+def _withstands(
     net: nn.Module,
-    split: Split,
+    x: Tensor,
+    labels: Tensor,
+    index: Tensor,
     attack: GradientAttack | None,
-    name: str,
     epsilon: Fraction,
     seed: int,
-    batch_size: int,
-    quiet: bool,
 ) -> Tensor:
-    """bool [N]: which images the net classifies correctly, after the attack if there is one."""
-    correct = []
-    batches = -(-len(split) // batch_size)
-    with console.bar(batches, name, "batches") as progress:
-        for index, image, labels in _batches(split, batch_size):
-            x = _nchw(image)
-            shown = to_float(x)
-            if attack is not None:
-                shown = attack.perturb(net, x, labels, index, epsilon=epsilon, seed=seed)
-            with torch.no_grad():
-                correct.append(net(shown).argmax(dim=1) == labels)
-            progress.update(1)
-    return torch.cat(correct)
+    """bool [N]: which of the images x (uint8 [N, C, H, W]) the net gets right, attacked if there is an attack."""
+    shown = to_float(x) if attack is None else attack.perturb(net, x, labels, index, epsilon=epsilon, seed=seed)
+    with torch.no_grad():
+        logits = net(shown)
+    if not (shown.isfinite().all() and logits.isfinite().all()):
+        raise EvaluationError("an attack met gradients or logits that are not finite: its accuracy means nothing")
+    return logits.argmax(dim=1) == labels
 
 
 def _batches(split: Split, size: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
@@ -162,37 +163,56 @@ def _nchw(images: Tensor) -> Tensor:
     return images.permute(0, 3, 1, 2)
 
 
-@torch.no_grad()
-def check_net(net: nn.Module, images: Tensor) -> None:
+@contextmanager
+def _full_precision() -> Iterator[None]:
+    """TF32 off: its 10 bits of mantissa blunt the gradients that an attack lives on."""
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+
+
+def check_net(net: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
     """Refuses a net or images that would give numbers nobody should report.
 
     Args:
         net: the classifier.
         images: a float batch [N, C, H, W], as the net would be given it.
+        labels: int64 [N].
+
+    Returns:
+        The logits [N, K] of the batch.
 
     Raises:
-        UsageError: the net is in train mode or in half precision, the images lie outside [0, 1], or the outputs are
-            probabilities instead of logits, or not finite.
+        UsageError: the net is in train mode or not in float32, the images lie outside [0, 1], the outputs are
+            probabilities instead of logits, or logits or input gradients are not finite.
     """
     training = next((name or "the net" for name, module in net.named_modules() if module.training), None)
     if training is not None:
         raise UsageError(f"{training} is in train mode: call net.eval() before an evaluation")
     tensors = {**dict(net.named_parameters()), **dict(net.named_buffers())}
-    half = next((name for name, t in tensors.items() if t.dtype in (torch.float16, torch.bfloat16)), None)
-    if half is not None:
-        raise UsageError(f"{half} is {tensors[half].dtype}: attack in full precision, call net.float()")
+    other = next((name for name, t in tensors.items() if t.is_floating_point() and t.dtype != torch.float32), None)
+    if other is not None:
+        raise UsageError(f"{other} is {tensors[other].dtype}: attack in full precision, call net.float()")
     if images.dtype != torch.float32 or not (images.min() >= 0 and images.max() <= 1):
         raise UsageError(
             f"images must be float32 in [0, 1], not {images.dtype} in [{images.min():.3g}, {images.max():.3g}]: put "
             "normalisation inside the net"
         )
-    logits = net(images)
+    gradient, logits = input_gradient(net, images, labels)
     if logits.dtype != torch.float32:
         raise UsageError(f"the net returns {logits.dtype}: attack in full precision, without autocast")
     if not logits.isfinite().all():
         raise UsageError("the net returns logits that are not finite: its weights are damaged")
+    if not gradient.isfinite().all():
+        raise UsageError(
+            "the net's input gradients are not finite: no attack can use them, so no number means anything"
+        )
     if logits.min() >= 0 and torch.allclose(logits.sum(dim=1), torch.ones(()).to(logits), atol=1e-4):
         raise UsageError("the net returns probabilities: remove its softmax, attacks need logits")
+    return logits
 
 
 def evaluate(
@@ -201,24 +221,27 @@ def evaluate(
     attacks: Sequence[str] = ("clean", "fgsm", "pgd-10", "pgd-20", "cw"),
     checkpoint: Which = "best",
     samples: int | None = None,
-    samples_of: dict[str, int] | None = None,
+    samples_of: Mapping[str, int] | None = None,
     batch_size: int = 250,
     seed: int = 0,
     device: str = "auto",
+    data_root: str | None = None,
 ) -> dict[str, Any]:
-    """Evaluates a run on its data set's test images, at the run's epsilon, and writes evaluation.json.
+    """Evaluates a run on its data set's test images, at the run's epsilon.
 
-    Attacks that were evaluated before on the same checkpoint, images, epsilon and seed stay in the file.
+    Each attack's result is written as soon as it is there: to evaluation.json, which keeps the newest result of every
+    attack on one checkpoint, and as a line of evaluations.jsonl, which keeps them all.
 
     Args:
         run: the run's folder.
         attacks: names out of `ATTACKS`.
-        checkpoint: `best` by held-out PGD-10, or `last`.
+        checkpoint: `best` on the held-out images, or `last`.
         samples: the first so many test images; by default all.
         samples_of: for single attacks, how many of those.
         batch_size: images in a forward pass.
         seed: of every random start.
         device: auto, cpu, cuda or cuda:N.
+        data_root: where the data sets lie now, if not where the run found them.
 
     Returns:
         What evaluation.json holds.
@@ -227,20 +250,34 @@ def evaluate(
         UsageError, DataError, CheckpointError: wrong use, as `evaluate_net`, `open_dataset` and `load_model` say.
         EvaluationError: an attack's result contradicts itself.
     """
+    if samples is not None and samples < 1:
+        raise UsageError(f"samples must be at least 1, not {samples}")
+    if not 0 <= seed < 1 << 64:
+        raise UsageError(f"seed must lie in [0, 2**64), not {seed}")
     folder = RunFolder(run)
     recipe, found = folder.recipe(), folder.checkpoint(checkpoint)
     target, _ = choose_device(device)
     net = restored_model(recipe, found).to(target)
-    test = open_dataset(recipe.data).test
-    if samples is not None:
-        if samples < 1:
-            raise UsageError(f"samples must be at least 1, not {samples}")
-        test = test.take(torch.arange(min(samples, len(test))))
+    test = open_dataset(recipe.data.at(data_root)).test
+    test = test.take(torch.arange(min(samples or len(test), len(test))))
+    report: dict[str, Any] = {
+        "checkpoint": checkpoint,
+        "step": found.record.at.total,
+        "epsilon": recipe.epsilon,
+        "seed": seed,
+        "samples": len(test),
+    }
     console.line(
-        f"{folder.path}: checkpoint {checkpoint} (epoch {found.record['at']['epoch']}), epsilon {recipe.epsilon}, "
+        f"{folder.path}: checkpoint {checkpoint} (epoch {found.record.at.epoch}), epsilon {recipe.epsilon}, "
         f"{len(test)} test images of {recipe.data.name}"
     )
-    result = evaluate_net(
+
+    def keep(name: str, result: AttackReport) -> None:
+        _keep(folder.path, report, name, result)
+        for warning in result.warnings:
+            console.line(f"  AutoAttack warns: {warning}")
+
+    evaluate_net(
         net,
         test.to(target),
         epsilon=parse_pixels(recipe.epsilon, "epsilon"),
@@ -249,24 +286,29 @@ def evaluate(
         seed=seed,
         batch_size=batch_size,
         samples_of=samples_of,
+        on_result=keep,
     )
-    report = {"checkpoint": checkpoint, "step": found.record["at"]["total"], **result.as_json()}
-    merged = _with_earlier(folder.path / "evaluation.json", report)
-    write_whole(folder.path / "evaluation.json", json.dumps(merged, indent=2) + "\n")
-    for warning in result.warnings:
-        console.line(f"AutoAttack warns: {warning}")
-    return merged
+    return report
 
 
-def _with_earlier(path: Path, report: dict[str, Any]) -> dict[str, Any]:
-    """Adds to a report the attacks of an earlier one on the same checkpoint, images, epsilon and seed."""
+def _keep(folder: Path, report: dict[str, Any], name: str, result: AttackReport) -> None:
+    """Adds one result to the report, to evaluation.json, and to the history."""
+    path = folder / "evaluation.json"
+    about = {key: report[key] for key in ("checkpoint", "step", "epsilon", "seed")}
+    if "attacks" not in report:
+        report["attacks"] = _earlier_attacks(path, about)
+    report["attacks"][name] = asdict(result)
+    report["accuracy"] = {attack: found["accuracy"] for attack, found in report["attacks"].items()}
+    write_whole(path, json.dumps(report, indent=2) + "\n")
+    line = {"date": datetime.now(UTC).isoformat(timespec="seconds"), **about, "attack": name, **asdict(result)}
+    with (folder / "evaluations.jsonl").open("a") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+def _earlier_attacks(path: Path, about: dict[str, Any]) -> dict[str, Any]:
+    """The attacks of an evaluation.json of the same checkpoint, epsilon and seed, each with its own sample count."""
     try:
         earlier = json.loads(path.read_text())
-        if any(earlier[key] != report[key] for key in ("checkpoint", "step", "samples", "epsilon", "seed")):
-            return report
-        merged = dict(report)
-        for key in ("accuracy", "samples_of", "seconds", "aa_stages"):
-            merged[key] = {**earlier[key], **report[key]}
-        return merged
-    except (OSError, ValueError, KeyError, TypeError):  # none, or not ours: this evaluation replaces it
-        return report
+        return dict(earlier["attacks"]) if {key: earlier[key] for key in about} == about else {}
+    except (OSError, ValueError, LookupError, TypeError):  # none, or not ours: the history keeps what was there
+        return {}

@@ -63,6 +63,7 @@ def _one_line(box: str, kind: type[Arguments], program: str, default: Arguments 
     cause = " ".join(
         body[: next((i for i, line in enumerate(body) if line.startswith(("Argument help", "For full"))), 3)]
     )
+    cause = re.sub(r"^Error parsing recipe[\w.]*: ", "", cause)
     return f"{cause.rstrip('.')}: see `{program} --help`"
 
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal
 
-import pydantic
 import tyro
 
-from ..loaders import DataError, DataOptions
+from ..loaders import DataOptions
+from . import strict_json
 from .errors import UsageError
 from .methods import FgsmSdiOptions, MethodOptions
 from .models import ModelOptions
@@ -92,9 +91,13 @@ class Recipe:
         parse_pixels(self.epsilon, "epsilon")
         if self.attack_step is not None:
             parse_pixels(self.attack_step, "attack-step")
-        for name, smallest in (("epochs", 1), ("batch_size", 1), ("crop_padding", 0), ("seed", 0)):
+        for name, smallest in (("epochs", 1), ("batch_size", 2), ("crop_padding", 0)):
             if getattr(self, name) < smallest:
                 raise UsageError(f"{name.replace('_', '-')} must be at least {smallest}, not {getattr(self, name)}")
+        if not 0 <= self.seed < 1 << 64:
+            raise UsageError(f"seed must lie in [0, 2**64), not {self.seed}")
+        if self.schedule.cycle_momentum and self.optimizer.momentum < 0.1:
+            raise UsageError(f"schedule.cycle-momentum needs optimizer.momentum >= 0.1, not {self.optimizer.momentum}")
         if not 0 <= self.label_smoothing < 1:
             raise UsageError(f"label-smoothing must lie in [0, 1), not {self.label_smoothing}")
         if any(epoch >= self.epochs for epoch in self.schedule.milestones):
@@ -179,29 +182,15 @@ def get(name: str) -> Recipe:
     return PRESETS[name]
 
 
-_ADAPTER = pydantic.TypeAdapter(Recipe)
-
-
 def to_json(recipe: Recipe) -> str:
     """The recipe as config.json holds it."""
-    return json.dumps(_ADAPTER.dump_python(recipe, mode="json"), indent=2) + "\n"
+    return strict_json.dump(recipe)
 
 
 def from_json(text: str, source: str) -> Recipe:
-    """Reads what `to_json` wrote: every field present or defaulted, none unknown, types as declared.
-
-    Args:
-        text: the file's content.
-        source: its path, for the message.
+    """Reads what `to_json` wrote.
 
     Raises:
-        UsageError: naming the first wrong field.
+        UsageError: naming the first field that is missing, unknown, of another type, or out of range.
     """
-    try:
-        return _ADAPTER.validate_json(text, strict=True, extra="forbid")
-    except pydantic.ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the file"
-        raise UsageError(f"{source}: {where}: {first['msg']}; restore the file or choose another --out") from None
-    except DataError as error:
-        raise UsageError(f"{source}: {error}") from None
+    return strict_json.load(Recipe, text, source, error=UsageError, fix="restore the file or choose another --out")

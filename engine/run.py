@@ -2,31 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..loaders import Dataset, ResidentLoader
+from ..loaders import Dataset, Loader, ResidentLoader
 from .checkpoint import MODEL, STATE, Checkpoint, CheckpointStore, load_optimizer, load_strictly, optimizer_tensors
 from .errors import CheckpointError
 from .methods import Setting
-from .models import build_model, channels_last, seeded_initialisation
+from .models import NetShape, build_model, channels_last, seeded_initialisation
 from .recipes import Recipe
+from .record import Best, Counters, Record
 from .threat import parse_pixels
-
-
-@dataclass(slots=True)
-class Counters:
-    """Where a run is."""
-
-    epoch: int = 0  # whole epochs done
-    step: int = 0  # batches done in the current one
-    total: int = 0  # batches done in the run
-    step_seconds: float = 0.0  # spent training, without evaluation and saving
-    wall_seconds: float = 0.0
 
 
 class Tally:
@@ -61,8 +49,8 @@ class Run:
 
     def __init__(self, recipe: Recipe, data: Dataset, device: torch.device) -> None:
         self.recipe, self.data, self.device = recipe, data, device
-        self.shape = {"num_classes": data.num_classes, "in_channels": data.image_shape[2]}
-        net = seeded_initialisation(partial(build_model, recipe.model, **self.shape), recipe.seed)
+        self.shape = NetShape(num_classes=data.num_classes, in_channels=data.image_shape[2])
+        net = seeded_initialisation(partial(build_model, recipe.model, self.shape), recipe.seed)
         self.net = channels_last(net.to(device))
         self.epsilon = parse_pixels(recipe.epsilon, "epsilon")
         self.method = recipe.method.build(
@@ -73,7 +61,7 @@ class Run:
                 attack_bn=recipe.attack_bn,
                 label_smoothing=recipe.label_smoothing,
                 seed=recipe.seed,
-                channels=self.shape["in_channels"],
+                channels=self.shape.in_channels,
                 device=device,
             )
         )
@@ -83,7 +71,7 @@ class Run:
             momentum=recipe.optimizer.momentum,
             weight_decay=recipe.optimizer.weight_decay,
         )
-        self.loader = ResidentLoader(
+        self.loader: Loader = ResidentLoader(
             data.train,
             batch_size=recipe.batch_size,
             padding=recipe.crop_padding,
@@ -91,43 +79,56 @@ class Run:
             seed=recipe.seed,
             device=device,
         )
-        self.at = Counters()
+        self.at = Counters(epoch=0, step=0, total=0, step_seconds=0.0, wall_seconds=0.0)
         self.tally = Tally(device)
-        self.best: dict[str, Any] | None = None  # {"step", "epoch", "score"} of the best checkpoint so far
+        self.best: Best | None = None
+        self.images_per_second = 0.0  # of the newest epoch, without evaluation and saving
 
     def tensors(self) -> dict[str, Tensor]:
-        """All tensors but the classifier's: the method's nets, every optimiser, the tally."""
+        """All tensors but the classifier's: the method's nets and statistics, every optimiser, the tally."""
         found = {"tally": self.tally.sums, **optimizer_tensors(self.optimizer, self.net, "optimizer")}
+        found.update(self._metrics())
         for name, net in self.method.nets().items():
             found.update({f"{name}/{key}": value for key, value in net.state_dict().items()})
         for name, (optimizer, net) in self.method.optimizers().items():
             found.update(optimizer_tensors(optimizer, net, f"{name}-optimizer"))
         return found
 
-    def save(self, store: CheckpointStore, *, is_best: bool = False, score: float | None = None) -> None:
-        """Writes a checkpoint of this moment, then removes all others but the best one."""
-        if is_best:
-            self.best = {"step": self.at.total, "epoch": self.at.epoch, "score": score}
-        record = {"at": asdict(self.at), "best": self.best, "net": self.shape}
+    def save(self, store: CheckpointStore, *, best_score: float | None = None) -> None:
+        """Writes a checkpoint of this moment, then removes all others but the best one.
+
+        Args:
+            store: the run's checkpoints.
+            best_score: held-out accuracy in percent, if this checkpoint is the best so far.
+        """
+        if best_score is not None:
+            self.best = Best(step=self.at.total, epoch=self.at.epoch, score=best_score)
+        record = Record(at=self.at, best=self.best, net=self.shape)
         store.save(self.at.total, model=dict(self.net.state_dict()), state=self.tensors(), record=record)
-        store.prune(keep={self.at.total} | ({self.best["step"]} if self.best else set()))
+        store.prune(keep={self.at.total} | ({self.best.step} if self.best else set()))
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Puts the run where a verified checkpoint left it.
 
         Raises:
-            CheckpointError: a tensor or a counter is missing, unknown, or of another shape.
+            CheckpointError: a tensor is missing, unknown, or of another shape or dtype.
         """
         load_strictly(self.net, checkpoint.model(), checkpoint.path / MODEL)
-        load_optimizer(self.optimizer, self.net, "optimizer", checkpoint)
-        state = checkpoint.state()
+        state, source = checkpoint.state(), checkpoint.path / STATE
+        load_optimizer(self.optimizer, self.net, "optimizer", state, source)
         for name, net in self.method.nets().items():
             own = {key.removeprefix(f"{name}/"): value for key, value in state.items() if key.startswith(f"{name}/")}
-            load_strictly(net, own, checkpoint.path / STATE)
+            load_strictly(net, own, source)
         for name, (optimizer, net) in self.method.optimizers().items():
-            load_optimizer(optimizer, net, f"{name}-optimizer", checkpoint)
-        try:
-            self.tally.sums.copy_(state["tally"])
-            self.at, self.best = Counters(**checkpoint.record["at"]), checkpoint.record["best"]
-        except (KeyError, TypeError) as error:
-            raise CheckpointError(f"{checkpoint.path} does not say where the run was: {error}") from None
+            load_optimizer(optimizer, net, f"{name}-optimizer", state, source)
+        for name, value in {"tally": self.tally.sums, **self._metrics()}.items():
+            if name not in state or state[name].shape != value.shape:
+                raise CheckpointError(f"{source} has no '{name}' of shape {tuple(value.shape)}: it is damaged")
+            value.copy_(state[name])
+        unknown = sorted(set(state) - set(self.tensors()))
+        if unknown:
+            raise CheckpointError(f"{source} has a tensor '{unknown[0]}' that this run has not")
+        self.at, self.best = checkpoint.record.at, checkpoint.record.best
+
+    def _metrics(self) -> dict[str, Tensor]:
+        return {f"metrics/{name}": value for name, value in self.method.metrics().items()}

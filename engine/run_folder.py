@@ -7,9 +7,11 @@ checkpoints/       see checkpoint.py
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
-import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +25,8 @@ from .models import build_model, channels_last
 from .recipes import Recipe
 
 Which = Literal["best", "last"]
+# Fields of a recipe that do not decide a run's result: what a preset says of itself, and where the data lie.
+NOT_IDENTITY = {("", "about"), ("data", "root")}
 
 
 class RunFolder:
@@ -44,20 +48,27 @@ class RunFolder:
 
     @property
     def environment(self) -> Path:
-        """Device, versions and numerics of the newest start."""
+        """Device, versions and numerics of every start of the run."""
         return self.path / "environment.json"
 
-    def changed_numerics(self, now: dict[str, Any]) -> list[str]:
-        """What differs from the last start and decides whether a resumed run is bit-exact: `threads 2, now 1`."""
-        try:
-            before = json.loads(self.environment.read_text())["numerics"]
-            return [
-                f"{key} {before.get(key)}, now {value}"
-                for key, value in now["numerics"].items()
-                if before.get(key) != value
-            ]
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            return ["environment.json cannot be read"]
+    def note_environment(self, now: dict[str, Any]) -> list[str]:
+        """Adds this start to environment.json, and says what makes it differ from the one before.
+
+        Returns:
+            Changed numerics like `threads 2, now 1`; empty if the run goes on bit for bit, or begins.
+        """
+        starts = []
+        if self.environment.exists():
+            try:
+                starts = json.loads(self.environment.read_text())["starts"]
+                before = starts[-1]["numerics"]
+                changed = [f"{k} {before.get(k)}, now {v}" for k, v in now["numerics"].items() if before.get(k) != v]
+            except (ValueError, LookupError, TypeError, AttributeError):
+                changed = ["environment.json cannot be read"]
+        else:
+            changed = []
+        write_whole(self.environment, json.dumps({"starts": [*starts, now]}, indent=2) + "\n")
+        return changed
 
     def recipe(self) -> Recipe:
         """The recipe of the run in this folder.
@@ -67,8 +78,10 @@ class RunFolder:
         """
         try:
             text = self.config.read_text()
-        except OSError:
+        except FileNotFoundError:
             raise UsageError(f"{self.path} holds no run (no config.json): train one with `hardfast train`") from None
+        except UnicodeDecodeError:
+            raise UsageError(f"{self.config} is not text; restore the file or choose another --out") from None
         return recipes.from_json(text, str(self.config))
 
     def holds(self, recipe: Recipe) -> bool:
@@ -80,6 +93,8 @@ class RunFolder:
         if self.config.exists():
             first = _first_difference(json.loads(recipes.to_json(self.recipe())), json.loads(recipes.to_json(recipe)))
             if first is not None:
+                if not any(self.store.folder.glob("step-*")):
+                    return False  # a start that failed before its first checkpoint: nothing is lost
                 raise UsageError(
                     f"--out {self.path} holds another run: its {first[0]} is {first[1]}, yours {first[2]}; "
                     "choose another --out, or repeat that run's options to resume it"
@@ -113,9 +128,13 @@ class RunFolder:
             raise CheckpointError(f"{self.store.folder} holds no whole checkpoint{damaged}: train the run again")
         if which == "last":
             return last
-        if last.record["best"] is None:
+        best = last.record.best
+        if best is None:
             raise CheckpointError(f"{self.path} has no best checkpoint yet, no epoch has ended: use --checkpoint last")
-        return self.store.open(self.store.path(last.record["best"]["step"]))
+        try:
+            return self.store.open(self.store.path(best.step))
+        except CheckpointError as error:
+            raise CheckpointError(f"{error}; --checkpoint last is whole") from None
 
     def append_log(self, line: dict[str, Any]) -> None:
         """Adds one line to log.jsonl, at once."""
@@ -125,8 +144,22 @@ class RunFolder:
     def truncate_log(self, epochs: int) -> None:
         """Drops the lines of epochs that the checkpoint being resumed does not know of."""
         if self.log.exists():
-            lines = [text for text in self.log.read_text().splitlines() if json.loads(text)["epoch"] <= epochs]
+            lines = [text for text in self.log.read_text().splitlines() if 0 < _epoch_of(text) <= epochs]
             write_whole(self.log, "".join(text + "\n" for text in lines))
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Keeps other processes from training into this folder.
+
+        Raises:
+            UsageError: one does.
+        """
+        with (self.path / ".lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UsageError(f"--out {self.path} is being trained by another process: wait for it") from None
+            yield
 
 
 def load_model(run: Path | str, *, checkpoint: Which = "best", device: torch.device | str = "cpu") -> nn.Module:
@@ -148,30 +181,39 @@ def load_model(run: Path | str, *, checkpoint: Which = "best", device: torch.dev
 
 def restored_model(recipe: Recipe, checkpoint: Checkpoint) -> nn.Module:
     """The classifier of one verified checkpoint, on the CPU, in eval mode."""
-    net = channels_last(build_model(recipe.model, **checkpoint.record["net"]))
+    net = channels_last(build_model(recipe.model, checkpoint.record.net))
     load_strictly(net, checkpoint.model(), checkpoint.path / "model.safetensors")
     return net.eval()
 
 
 def write_whole(path: Path, text: str) -> None:
     """Replaces a small file in one step, so that a reader or a crash never meets half of it."""
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    part = path.with_name(f".{path.name}.tmp-{os.getpid()}")
     try:
-        with os.fdopen(handle, "w") as file:
+        with part.open("w") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(name, 0o644)  # mkstemp's files are for their owner alone
-        Path(name).replace(path)
+        part.replace(path)
     except BaseException:
-        Path(name).unlink(missing_ok=True)
+        part.unlink(missing_ok=True)
         raise
 
 
+def _epoch_of(line: str) -> int:
+    """The epoch of one line of log.jsonl; 0 for the half line that a full disk or a kill leaves."""
+    try:
+        return int(json.loads(line)["epoch"])
+    except (ValueError, LookupError, TypeError):
+        return 0
+
+
 def _first_difference(old: Any, new: Any, name: str = "") -> tuple[str, Any, Any] | None:
-    """(dotted name, old value, new value) of the first field that differs between two recipes."""
+    """(dotted name, old value, new value) of the first field that differs between two recipes of one method or two."""
     if isinstance(old, dict) and isinstance(new, dict):
-        for key in [*old, *(key for key in new if key not in old)]:
+        for key in old:
+            if (name, key) in NOT_IDENTITY:
+                continue
             found = _first_difference(old.get(key), new.get(key), f"{name}.{key}" if name else key)
             if found is not None:
                 return found

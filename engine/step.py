@@ -1,14 +1,17 @@
-"""The two passes every method is made of: the input gradient of an attack, and the descent of the classifier."""
+"""What every method is made of: the input gradient of an attack, the ascent over it, the descent of the classifier."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from fractions import Fraction
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from ..kernels import PixelBounds, project, signed_step
 
 AttackBN = Literal["train", "eval"]
 Objective = Callable[[Tensor, Tensor], Tensor]  # (logits [N, K], labels [N]) -> scalar to ascend
@@ -42,6 +45,45 @@ def input_gradient(
         loss = objective(logits, labels)
     (gradient,) = torch.autograd.grad(loss, x)
     return gradient, logits.detach()
+
+
+def projected_ascent(
+    net: nn.Module,
+    x: Tensor,
+    labels: Tensor,
+    start: Tensor,
+    *,
+    steps: int,
+    alpha: Fraction,
+    bounds: PixelBounds,
+    objective: Objective = summed_cross_entropy,
+    keep_fooled: bool = False,
+) -> Tensor:
+    """Projected gradient ascent with signed steps from x + start: FGSM-RS, PGD-AT, and the evaluation's attacks.
+
+    Args:
+        net: the classifier, in whichever mode the caller has put it.
+        x: clean images, uint8 [N, C, H, W].
+        labels: int64 [N].
+        start: perturbation to start from, float [N, C, H, W]; projected first.
+        steps: how many; each costs two units.
+        alpha: step size in [0, 1] pixel units.
+        bounds: from `pixel_bounds`, in start's dtype.
+        objective: what is ascended.
+        keep_fooled: leave a sample as it is once the net has misclassified it, without leaving the device.
+
+    Returns:
+        x_adv [N, C, H, W] in start's dtype, detached.
+    """
+    x_adv, delta = project(x, start, bounds=bounds)
+    for _ in range(steps):
+        gradient, logits = input_gradient(net, x_adv, labels, objective)
+        stepped, moved = signed_step(x, delta, gradient, alpha=alpha, bounds=bounds)
+        if keep_fooled:
+            resists = (logits.argmax(dim=1) == labels)[:, None, None, None]
+            stepped, moved = torch.where(resists, stepped, x_adv), torch.where(resists, moved, delta)
+        x_adv, delta = stepped, moved
+    return x_adv
 
 
 def descend(

@@ -32,4 +32,4 @@ def parse_pixels(text: str, name: str) -> Fraction:
 def format_pixels(value: Fraction) -> str:
     """The inverse of `parse_pixels`: Fraction(8, 255) as `8/255`."""
     levels = value * 255
-    return f"{levels.numerator if levels.denominator == 1 else float(levels):g}/255"
+    return f"{levels.numerator if levels.denominator == 1 else float(levels)}/255"

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import json
+import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from ..loaders import open_dataset
 from . import console
 from .environment import choose_device, describe_environment
+from .errors import UsageError
 from .evaluation import evaluate_net
 from .methods import Position
 from .recipes import Recipe
 from .run import Run
-from .run_folder import RunFolder, write_whole
+from .run_folder import RunFolder
 from .schedule import learning_rate, momentum
 from .signals import StopRequest
 from .step import descend
@@ -27,17 +27,19 @@ REPORT_SECONDS = 0.5  # between two readings of the loss: each waits for the dev
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How `train` ended: finished, or stopped on request and resumable."""
+    """How `train` ended."""
 
     folder: Path
-    finished: bool
+    finished: bool  # all epochs are done
+    stopped: bool  # a signal asked for a stop; what is done is saved
+    trained: bool  # this call did some of it
 
 
 def train(recipe: Recipe, out: Path | str, *, device: str = "auto") -> Outcome:
     """Trains a recipe into a run folder; resumes by itself if the folder holds that run.
 
-    SIGINT or SIGTERM end it after the current step, saved; calling it again goes on from there, bit for bit on the
-    same device, torch version and thread count.
+    SIGINT or SIGTERM end it after the current step, saved; calling it again goes on from there, on a CPU bit for bit
+    with the same torch version and thread count (environment.json keeps them, and a difference is said).
 
     Args:
         recipe: what to train; a preset of `recipes.PRESETS`, or `dataclasses.replace`d from one.
@@ -45,7 +47,7 @@ def train(recipe: Recipe, out: Path | str, *, device: str = "auto") -> Outcome:
         device: auto, cpu, cuda or cuda:N.
 
     Raises:
-        UsageError: wrong options, or a folder that holds another run.
+        UsageError: wrong options, a folder that holds another run, or training that diverged.
         DataError: the data set is missing or damaged.
         CheckpointError: no checkpoint of the folder fits its config.json.
     """
@@ -53,31 +55,32 @@ def train(recipe: Recipe, out: Path | str, *, device: str = "auto") -> Outcome:
     folder = RunFolder(out)
     resuming = folder.holds(recipe)
     run = Run(recipe, open_dataset(recipe.data), target)
-    environment = describe_environment(target)
-    _announce(run, why)
-    if resuming:
-        _resume(run, folder, environment)
-    else:
+    if not resuming:
         folder.create(recipe)
-    write_whole(folder.environment, json.dumps(environment, indent=2) + "\n")
-    with StopRequest() as stop:
-        while run.at.epoch < recipe.epochs:
+    with folder.lock(), StopRequest() as stop:
+        _announce(run, why)
+        if resuming:
+            _restore(run, folder)
+        done_before = run.at.total
+        if run.at.epoch < recipe.epochs:
+            changed = folder.note_environment(describe_environment(target))
+            if run.at.total:
+                _announce_resumption(run, changed)
+        while run.at.epoch < recipe.epochs and not stop.requested:
             began = time.perf_counter()
-            if not train_epoch(run, stop):
+            if train_epoch(run, stop):
+                end_epoch(run, folder, began)
+            else:
                 run.at.wall_seconds += time.perf_counter() - began
-                if run.at.total:
-                    run.save(folder.store)
-                return Outcome(folder.path, finished=False)
-            end_epoch(run, folder, began)
-            if stop.requested and run.at.epoch < recipe.epochs:
-                return Outcome(folder.path, finished=False)
-    return Outcome(folder.path, finished=True)
+                run.save(folder.store)
+    finished = run.at.epoch == recipe.epochs
+    return Outcome(folder.path, finished=finished, stopped=stop.requested, trained=run.at.total > done_before)
 
 
 def train_epoch(run: Run, stop: StopRequest) -> bool:
     """The rest of the current epoch, line 2 to 12 of Algorithm 3; False if a stop was requested in it."""
     recipe, at = run.recipe, run.at
-    length = len(run.loader)
+    length, before = len(run.loader), at.total
     run.net.train()
     label = f"epoch {at.epoch + 1}/{recipe.epochs}"
     with console.bar(length * recipe.batch_size, label, "images", initial=at.step * recipe.batch_size) as bar:
@@ -103,7 +106,9 @@ def train_epoch(run: Run, stop: StopRequest) -> bool:
                 break
         if run.device.type == "cuda":
             torch.cuda.synchronize(run.device)
-        at.step_seconds += time.perf_counter() - began
+        seconds = time.perf_counter() - began
+    at.step_seconds += seconds
+    run.images_per_second = (at.total - before) * recipe.batch_size / seconds
     return at.step == length
 
 
@@ -111,6 +116,11 @@ def end_epoch(run: Run, folder: RunFolder, began: float) -> None:
     """Held-out accuracy, the checkpoint, the log's line."""
     recipe, at = run.recipe, run.at
     loss, accuracy = run.tally.read()
+    if not math.isfinite(loss):
+        raise UsageError(
+            f"training diverged in epoch {at.epoch + 1} (loss {loss}): lower --optimizer.lr (now "
+            f"{recipe.optimizer.lr}); {folder.path} keeps the checkpoints before it"
+        )
     run.tally.clear()
     at.epoch, at.step = at.epoch + 1, 0
     split = run.data.heldout if recipe.select_on == "heldout" else run.data.test
@@ -120,7 +130,7 @@ def end_epoch(run: Run, folder: RunFolder, began: float) -> None:
     ).accuracy
     # A later epoch wins a tie, as in the released code: it has trained longer.
     score = checked[run.method.select_by]
-    best = run.best is None or score >= run.best["score"]
+    best = run.best is None or score >= run.best.score
     at.wall_seconds += time.perf_counter() - began
     folder.append_log(
         {
@@ -136,11 +146,11 @@ def end_epoch(run: Run, folder: RunFolder, began: float) -> None:
             "wall_seconds": at.wall_seconds,
         }
     )
-    run.save(folder.store, is_best=best, score=score)
+    run.save(folder.store, best_score=score if best else None)
     console.line(
         f"epoch {at.epoch:>3}/{recipe.epochs}  loss {loss:.3f}  train {accuracy:5.1f} %  {recipe.select_on} clean "
         f"{checked['clean']:5.1f} %, pgd-10 {checked['pgd-10']:5.1f} %{' *' if best else '  '} "
-        f"{at.total * recipe.batch_size / at.step_seconds:7.0f} images/s  {at.wall_seconds:5.1f} s"
+        f"{run.images_per_second:7.0f} images/s  {at.wall_seconds:5.1f} s"
     )
 
 
@@ -152,22 +162,27 @@ def _announce(run: Run, why: str) -> None:
         f"({len(data.train):,} train, {len(data.heldout):,} held-out, {len(data.test):,} test images of "
         f"{height}x{width}, from {data.source})"
     )
-    console.line(f"device {run.device} ({why}), eager, float32, channels-last, {torch.get_num_threads()} CPU threads")
+    tf32 = run.device.type == "cuda" and torch.backends.cudnn.allow_tf32
+    numbers = "float32 with convolutions in TF32" if tf32 else "float32"
+    console.line(f"device {run.device} ({why}), eager, {numbers}, channels-last, {torch.get_num_threads()} CPU threads")
 
 
-def _resume(run: Run, folder: RunFolder, environment: dict[str, Any]) -> None:
+def _restore(run: Run, folder: RunFolder) -> None:
+    """Puts the run where the folder's newest whole checkpoint left it, and drops what the log says beyond it."""
     latest = folder.store.latest()
     for rejected in folder.store.rejected:
         console.line(f"rejected: {rejected}")
     if latest is None:
         console.line(f"{folder.path} holds this run but no whole checkpoint of it: starting again")
-        folder.truncate_log(0)
-        return
-    run.restore(latest)
+    else:
+        run.restore(latest)
     folder.truncate_log(run.at.epoch)
-    if run.at.epoch >= run.recipe.epochs:
+    if run.at.epoch == run.recipe.epochs:
         console.line(f"already trained: {folder.path} holds all {run.recipe.epochs} epochs")
-        return
-    changed = folder.changed_numerics(environment)
+
+
+def _announce_resumption(run: Run, changed: list[str]) -> None:
     exact = f"equivalent, not bit for bit ({'; '.join(changed)})" if changed else "bit for bit"
+    if run.device.type == "cuda" and not changed:
+        exact = "equivalent (cuDNN's sums are not bit-exact)"
     console.line(f"resuming at epoch {run.at.epoch + 1}, step {run.at.step}: {exact}")

@@ -1,8 +1,7 @@
 """Where images come from: data sets, checked at opening, and loaders that deliver them as bytes on the device."""
 
 from .dataset import Dataset, Published, Split
-from .datasets import REGISTRY, DataOptions, DatasetName, open_dataset
-from .download import prepare
+from .datasets import REGISTRY, DataOptions, DatasetName, open_dataset, prepare
 from .errors import DataError
 from .resident import Batch, Loader, ResidentLoader
 

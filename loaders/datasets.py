@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 from ..kernels import Purpose
-from .cifar import CIFAR10, CIFAR100, read_cifar
+from .cifar import CIFAR10, CIFAR100, fetch_cifar, read_cifar
 from .dataset import Dataset, Published, cut
 from .digits import read_digits
 from .errors import DataError
-from .fashion_mnist import read_fashion_mnist
+from .fashion_mnist import fetch_fashion_mnist, read_fashion_mnist
 from .synthetic import SyntheticShape, make_synthetic
 
 DatasetName = Literal["digits", "fashion-mnist", "cifar10", "cifar100", "synthetic"]
@@ -40,6 +41,14 @@ class DataOptions:
     synthetic: SyntheticShape = field(default_factory=SyntheticShape)
     """Shape of the data set `synthetic`."""
 
+    def at(self, root: str | None) -> DataOptions:
+        """The same options with another root, if one is given."""
+        return self if root is None else replace(self, root=root)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.split_seed < 1 << 64:
+            raise DataError(f"data.split-seed must lie in [0, 2**64), not {self.split_seed}")
+
 
 @dataclass(frozen=True, slots=True)
 class Entry:
@@ -47,6 +56,7 @@ class Entry:
 
     about: str
     read: Callable[[DataOptions], Published]
+    fetch: Callable[[Path, str | None], None] | None = None  # (root, mirror); None where nothing is to fetch
     default_size: int | None = None  # of the sets whose size the user may choose
 
 
@@ -59,14 +69,17 @@ REGISTRY: dict[DatasetName, Entry] = {
     "fashion-mnist": Entry(
         "70,000 grey images of clothes, 28x28; IDX files, Debian's dataset-fashion-mnist, or downloaded",
         lambda options: read_fashion_mnist(Path(options.root)),
+        fetch_fashion_mnist,
     ),
     "cifar10": Entry(
         "60,000 photographs, 32x32, 10 classes; the binary archive or its folder, or downloaded",
         lambda options: read_cifar(CIFAR10, Path(options.root)),
+        partial(fetch_cifar, CIFAR10),
     ),
     "cifar100": Entry(
         "60,000 photographs, 32x32, 100 classes; the binary archive or its folder, or downloaded",
         lambda options: read_cifar(CIFAR100, Path(options.root)),
+        partial(fetch_cifar, CIFAR100),
     ),
     "synthetic": Entry(
         "random bytes of any shape, for benchmarks; nothing to learn",
@@ -76,17 +89,49 @@ REGISTRY: dict[DatasetName, Entry] = {
 }
 
 
+def prepare(name: str, root: Path, *, mirror: str | None = None) -> str:
+    """Makes a data set ready: reads and checks it where it is found, and otherwise fetches what is missing first.
+
+    Args:
+        name: a data set of the registry.
+        root: folder for all data sets; this one goes to root/NAME.
+        mirror: address of a folder that holds the files under their published names, instead of the official one.
+
+    Returns:
+        Where the data set lies.
+
+    Raises:
+        DataError: unknown name, no connection, or a file that is not the published one.
+    """
+    options = DataOptions(name=name, root=str(root))  # type: ignore[arg-type]  # checked in the next line
+    entry = _entry(options)
+    if entry.fetch is None:
+        return "nothing to fetch: it comes with the engine"
+    try:
+        return entry.read(options).source
+    except DataError:
+        entry.fetch(root, mirror)
+        return entry.read(options).source
+
+
+def _entry(options: DataOptions) -> Entry:
+    if options.name not in REGISTRY:
+        raise DataError(f"data.name '{options.name}' is not a data set: choose one of {', '.join(REGISTRY)}")
+    return REGISTRY[options.name]
+
+
 def open_dataset(options: DataOptions) -> Dataset:
     """Reads and checks a data set and cuts the held-out images from its training set.
 
     Raises:
         DataError: unknown name, missing or damaged file, or an option that does not fit the data set.
     """
-    entry = REGISTRY.get(options.name)
-    if entry is None:
-        raise DataError(f"data.name '{options.name}' is not a data set: choose one of {', '.join(REGISTRY)}")
+    entry = _entry(options)
     if options.image_size is not None and entry.default_size is None:
-        raise DataError(f"data.image-size does not apply to {options.name}, whose images have their own size: drop it")
+        raise DataError(
+            f"data.image-size {options.image_size} does not apply to {options.name}, whose images have their own size: "
+            "drop it, or pass --data.image-size None where the recipe sets it"
+        )
     published = entry.read(options)
     size = options.heldout
     if size is None:

@@ -9,12 +9,14 @@ import gzip
 import hashlib
 import zlib
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from .dataset import Published, Split, checked_split
+from .download import fetch
 from .errors import DataError
 
 CLASSES = 10
@@ -62,6 +64,14 @@ def read_fashion_mnist(root: Path) -> Published:
     present = (folder for folder in candidates if any((folder / file.name).exists() for file in FILES.values()))
     folder = next(present, candidates[0])
     return Published(_read_split(folder, "train"), _read_split(folder, "test"), CLASSES, str(folder))
+
+
+def fetch_fashion_mnist(root: Path, mirror: str | None) -> None:
+    """Downloads those of the four files that root/fashion-mnist lacks, from `mirror` or the authors' repository."""
+    folder = root / "fashion-mnist"
+    for file in FILES.values():
+        if not (folder / file.name).exists():
+            fetch(f"{mirror or URL}/{file.name}", folder / file.name, check=partial(read_idx, file=file))
 
 
 def _read_split(folder: Path, split: str) -> Split:

@@ -9,10 +9,10 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ...kernels import PixelBounds, pixel_bounds
+from ...kernels import PixelBounds, pixel_bounds, random_start
 from ...loaders import Batch
 from ..errors import UsageError
-from ..step import AttackBN
+from ..step import AttackBN, batch_norm_mode, projected_ascent
 
 
 class Position(NamedTuple):
@@ -39,6 +39,15 @@ class Setting:
     def bounds(self) -> PixelBounds:
         """The exact table of the threat, in this setting's dtype and on its device."""
         return pixel_bounds(self.epsilon, box=self.box, dtype=self.dtype, device=self.device)
+
+    def attack_from_noise(
+        self, batch: Batch, position: Position, *, steps: int, alpha: Fraction, bounds: PixelBounds
+    ) -> Tensor:
+        """x_adv after `steps` signed steps from uniform noise in the ball, the classifier in `attack_bn` mode."""
+        x, epoch = batch.x, position.epoch
+        noise = random_start(x, batch.index, radius=self.epsilon, seed=self.seed, epoch=epoch, dtype=self.dtype)
+        with batch_norm_mode(self.net, self.attack_bn):
+            return projected_ascent(self.net, x, batch.label, noise, steps=steps, alpha=alpha, bounds=bounds)
 
 
 class Method:
@@ -67,7 +76,7 @@ class Method:
         return {}
 
     def metrics(self) -> dict[str, Tensor]:
-        """The newest statistics, as scalars on the device; read only on logging steps."""
+        """The newest statistics: scalars on the device that the method updates in place; saved with the run."""
         return {}
 
 

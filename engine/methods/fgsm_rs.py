@@ -12,9 +12,7 @@ from typing import Annotated, Literal
 import tyro
 from torch import Tensor
 
-from ...kernels import project, random_start, signed_step
 from ...loaders import Batch
-from ..step import batch_norm_mode, input_gradient
 from ..threat import parse_pixels
 from .base import Method, Position, Setting
 
@@ -43,10 +41,4 @@ class FgsmRs(Method):
         )
 
     def craft(self, batch: Batch, position: Position) -> Tensor:
-        s, x = self.setting, batch.x
-        noise = random_start(x, batch.index, radius=s.epsilon, seed=s.seed, epoch=position.epoch, dtype=s.dtype)
-        x_adv, eta = project(x, noise, bounds=self.bounds)  # only the box can move it
-        with batch_norm_mode(s.net, s.attack_bn):
-            gradient, _ = input_gradient(s.net, x_adv, batch.label)
-        x_adv, _ = signed_step(x, eta, gradient, alpha=self.alpha, bounds=self.bounds)
-        return x_adv
+        return self.setting.attack_from_noise(batch, position, steps=1, alpha=self.alpha, bounds=self.bounds)

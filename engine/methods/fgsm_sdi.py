@@ -78,7 +78,7 @@ class FgsmSdi(Method):
         self.optimizer = torch.optim.Adam(
             self.generator.parameters(), lr=options.generator_lr, weight_decay=options.generator_weight_decay
         )
-        self.generator_loss = torch.zeros((), device=setting.device)
+        self.generator_loss = torch.zeros((), dtype=setting.dtype, device=setting.device)
 
     def craft(self, batch: Batch, position: Position) -> Tensor:
         s, x, y = self.setting, batch.x, batch.label
@@ -111,7 +111,7 @@ class FgsmSdi(Method):
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.generator.eval()
-        self.generator_loss = loss.detach()
+        self.generator_loss.copy_(loss.detach())
 
     def nets(self) -> dict[str, nn.Module]:
         return {"generator": self.generator}

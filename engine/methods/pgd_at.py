@@ -11,9 +11,7 @@ from typing import Annotated, Literal
 import tyro
 from torch import Tensor
 
-from ...kernels import project, random_start, signed_step
 from ...loaders import Batch
-from ..step import batch_norm_mode, input_gradient
 from ..threat import parse_pixels
 from .base import Method, Position, Setting, check_count
 
@@ -46,11 +44,4 @@ class PgdAt(Method):
         self.alpha = setting.epsilon / 4 if options.alpha is None else parse_pixels(options.alpha, "method.alpha")
 
     def craft(self, batch: Batch, position: Position) -> Tensor:
-        s, x = self.setting, batch.x
-        noise = random_start(x, batch.index, radius=s.epsilon, seed=s.seed, epoch=position.epoch, dtype=s.dtype)
-        x_adv, delta = project(x, noise, bounds=self.bounds)  # only the box can move it
-        with batch_norm_mode(s.net, s.attack_bn):
-            for _ in range(self.steps):
-                gradient, _ = input_gradient(s.net, x_adv, batch.label)
-                x_adv, delta = signed_step(x, delta, gradient, alpha=self.alpha, bounds=self.bounds)
-        return x_adv
+        return self.setting.attack_from_noise(batch, position, steps=self.steps, alpha=self.alpha, bounds=self.bounds)

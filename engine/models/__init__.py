@@ -19,6 +19,7 @@ __all__ = [
     "GeneratorVariant",
     "ModelName",
     "ModelOptions",
+    "NetShape",
     "PaperGenerator",
     "ReleasedGenerator",
     "ResNet",
@@ -52,11 +53,21 @@ class ModelOptions:
     """Per-channel deviation the images are divided by, inside the net."""
 
     def __post_init__(self) -> None:
+        if self.mean is not None and not all(math.isfinite(value) for value in self.mean):
+            raise UsageError(f"model.mean must be finite, not {self.mean}")
         if self.std is not None and not all(0 < value < math.inf for value in self.std):
             raise UsageError(f"model.std must be positive, not {self.std}")
 
 
-def build_model(options: ModelOptions, *, num_classes: int, in_channels: int) -> ResNet:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NetShape:
+    """What the data set decides about the classifier."""
+
+    num_classes: int
+    in_channels: int
+
+
+def build_model(options: ModelOptions, shape: NetShape) -> ResNet:
     """A freshly initialised classifier with PyTorch's default initialisation, as the released code of the methods.
 
     Raises:
@@ -65,10 +76,17 @@ def build_model(options: ModelOptions, *, num_classes: int, in_channels: int) ->
     if options.name not in _RESNETS:
         raise UsageError(f"model.name '{options.name}' is not a model: choose one of {', '.join(_RESNETS)}")
     for name, values in (("mean", options.mean), ("std", options.std)):
-        if values is not None and len(values) != in_channels:
-            raise UsageError(f"model.{name} has {len(values)} values but the images have {in_channels} channels")
+        if values is not None and len(values) != shape.in_channels:
+            raise UsageError(f"model.{name} has {len(values)} values but the images have {shape.in_channels} channels")
     widths, blocks = _RESNETS[options.name]
-    return ResNet(widths, blocks, num_classes=num_classes, in_channels=in_channels, mean=options.mean, std=options.std)
+    return ResNet(
+        widths,
+        blocks,
+        num_classes=shape.num_classes,
+        in_channels=shape.in_channels,
+        mean=options.mean,
+        std=options.std,
+    )
 
 
 def seeded_initialisation(build: Callable[[], Net], seed: int) -> Net:

@@ -12,7 +12,7 @@ import torch
 
 from hardfast.bench.methods import compare_methods, mean_and_deviation
 from hardfast.bench.timing import Spread, interleaved_seconds, paired_ratio
-from hardfast.engine import UsageError, recipes
+from hardfast.engine import UsageError, evaluate, recipes
 
 
 def test_variants_are_called_in_turn() -> None:
@@ -48,7 +48,7 @@ def test_comparison(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with (tmp_path / "out/rows.csv").open() as file:
         rows = {row["method"]: row for row in csv.DictReader(file)}
     found = [json.loads((tmp_path / f"runs/fgsm-sdi-{seed}/evaluation.json").read_text()) for seed in (0, 1)]
-    mean = sum(report["accuracy"]["pgd-10"] for report in found) / 2
+    mean = sum(report["attacks"]["pgd-10"]["accuracy"] for report in found) / 2
     assert float(rows["fgsm-sdi"]["pgd-10_mean"]) == pytest.approx(mean, abs=1e-3)
     assert rows["standard"]["step_ratio"] == "1.0"
     assert float(rows["fgsm-sdi"]["step_ratio_p20"]) > 1
@@ -61,6 +61,10 @@ def test_comparison(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     said = capsys.readouterr().out
     assert said.count("already trained") == 4
     assert "epoch   1" not in said
+    assert "pgd-10 " not in said  # nor attacked again
+    evaluate(tmp_path / "runs/fgsm-sdi-0", attacks=("pgd-10",), samples=20)  # a look by hand does not enter the table
+    compare_methods(recipe, tmp_path / "runs", **words)
+    assert capsys.readouterr().out.count("pgd-10 ") == 2
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,25 +21,32 @@ from hardfast.engine.checkpoint import (
     load_strictly,
     optimizer_tensors,
 )
+from hardfast.engine.models import NetShape
+from hardfast.engine.record import Best, Counters, Record
 
 
 def tensors(value: float = 1.0) -> dict[str, Tensor]:
     return {"a": torch.full((3, 4), value), "count": torch.tensor(7)}
 
 
+def record(step: int) -> Record:
+    at = Counters(epoch=1, step=0, total=step, step_seconds=0.1, wall_seconds=0.25)
+    return Record(at=at, best=Best(step=step, epoch=1, score=50.0), net=NetShape(num_classes=10, in_channels=3))
+
+
 def save(store: CheckpointStore, step: int, value: float = 1.0) -> Path:
-    return store.save(step, model=tensors(value), state=tensors(-value), record={"step": step})
+    return store.save(step, model=tensors(value), state=tensors(-value), record=record(step))
 
 
 def test_round_trip(tmp_path: Path) -> None:
     store = CheckpointStore(tmp_path / "checkpoints")
     assert store.latest() is None
     weight = torch.rand(8, 4, 3, 3).to(memory_format=torch.channels_last)
-    path = store.save(5, model={"w": weight}, state=tensors(), record={"step": 5, "seconds": 0.1})
+    path = store.save(5, model={"w": weight}, state=tensors(), record=record(5))
     found = store.latest()
     assert found is not None
     assert found.path == path
-    assert found.record == {"step": 5, "seconds": 0.1}
+    assert found.record == record(5)
     assert torch.equal(found.model()["w"], weight)
     assert found.state().keys() == tensors().keys()
     assert sorted(p.name for p in path.iterdir()) == sorted([MODEL, STATE, RECORD, MANIFEST])
@@ -61,7 +67,7 @@ def test_the_newest_whole_checkpoint_wins(name: str, damage: str, tmp_path: Path
         path.write_bytes({"flip": content, "cut": content[:-1], "empty": b""}[damage])
     found = store.latest()
     assert found is not None
-    assert found.record == {"step": 1}
+    assert found.record == record(1)
     assert len(store.rejected) == 1
     assert "step-00000002" in store.rejected[0]
     assert "\n" not in store.rejected[0]
@@ -144,16 +150,50 @@ def test_optimizers_continue_bit_for_bit(make: Any, tmp_path: Path) -> None:
     for seed in range(3):
         step(first, optimizer, seed)
     store = CheckpointStore(tmp_path)
-    store.save(3, model=dict(first.state_dict()), state=optimizer_tensors(optimizer, first, "o"), record={})
+    store.save(3, model=dict(first.state_dict()), state=optimizer_tensors(optimizer, first, "o"), record=record(3))
     second, resumed = fresh()
     found = store.latest()
     assert found is not None
     load_strictly(second, found.model(), found.path)
-    load_optimizer(resumed, second, "o", found)
+    load_optimizer(resumed, second, "o", found.state(), found.path)
     for seed in range(3, 6):
         step(second, resumed, seed)
     assert all(torch.equal(a, b) for a, b in zip(straight.parameters(), second.parameters(), strict=True))
-    if resumed.state:
-        with pytest.raises(CheckpointError, match="p/weight/"):
-            load_optimizer(resumed, second, "p", found)
-    assert json.loads((found.path / RECORD).read_text()) == {}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.pop("o/weight/exp_avg"), "no tensor 'o/weight/exp_avg'"),
+        (lambda t: t.update({"o/bias/step": torch.zeros(2)}), r"\(2,\) as 'o/bias/step'"),
+        (lambda t: t.update({"o/weight/exp_avg_sq": torch.zeros(1)}), r"\(1,\) as 'o/weight/exp_avg_sq'"),
+        (lambda t: t.update({"o/weight/exp_avg": torch.zeros(2, 3).half()}), "float16"),
+    ],
+)
+def test_loading_an_optimizer_is_strict(change: Any, message: str) -> None:
+    net = nn.Linear(3, 2)
+    optimizer = torch.optim.Adam(net.parameters())
+    net(torch.rand(4, 3)).sum().backward()
+    optimizer.step()
+    found = optimizer_tensors(optimizer, net, "o")
+    change(found)
+    with pytest.raises(CheckpointError, match=message):
+        load_optimizer(torch.optim.Adam(net.parameters()), net, "o", found, Path("state.safetensors"))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "name"),
+    [
+        ('"epoch": 1,', "", "at.epoch"),
+        ('"epoch": 1,', '"epoch": "1",', "at.epoch"),
+        ('"num_classes"', '"classes"', "net"),
+        ('"score": 50.0', '"score": null', "best.score"),
+        ("{", "[", "the file"),
+    ],
+)
+def test_a_record_with_a_wrong_field_is_refused(old: str, new: str, name: str) -> None:
+    text = record(3).to_json()
+    assert Record.from_json(text, "train.json") == record(3)
+    with pytest.raises(CheckpointError, match=f"train.json: {name}") as error:
+        Record.from_json(text.replace(old, new, 1), "train.json")
+    assert "\n" not in str(error.value)

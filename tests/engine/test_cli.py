@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -97,6 +99,24 @@ def test_train_evaluate_and_json(tmp_path: Path, capsys: pytest.CaptureFixture[s
         (["train", "digits", "--out", "{out}", "--method.inputs", "noise"], ["--method.inputs", "benign+grad"]),
         (["train", "digits", "--out", "{out}", "--method.alpha", "1"], ["method.alpha", "8/255"]),
         (["train", "digits", "--out", "{out}", "--optimizer.lr", "nan"], ["optimizer.lr", "nan"]),
+        (["train", "digits", "--out", "{out}", "--seed", "-1"], ["seed", "-1"]),
+        (["train", "digits", "--out", "{out}", "--seed", "99999999999999999999"], ["seed", "2**64"]),
+        (["train", "digits", "--out", "{out}", "--data.split-seed", "-1"], ["data.split-seed", "-1"]),
+        (["train", "digits", "--out", "{out}", "--model.mean", "nan", "0", "0"], ["model.mean", "nan"]),
+        (["train", "digits", "--out", "{out}", "--method", "pgd-at", "--method", "standard"], ["--method", "twice"]),
+        (
+            ["train", "digits", "--out", "{out}", "--data.name", "cifar10"],
+            ["data.image-size 16", "--data.image-size None"],
+        ),
+        (["train", "digits", "--out", "{out}" + 300 * "x"], ["File name too long"]),
+        (
+            ["train", "digits", "--out", "{out}", "--data.synthetic.channels", "0"],
+            ["hardfast: data.synthetic.channels"],
+        ),
+        (
+            ["train", "digits", "--out", "{out}", "--schedule.cycle-momentum", "--optimizer.momentum", "0"],
+            ["cycle-momentum", "momentum"],
+        ),
         (["train", "digits", "--out", "{out}", "--batch-size", "5000"], ["batch-size 5000", "1294"]),
         (["train", "digits", "--out", "{out}", "--data.image-size", "9"], ["data.image-size 9", "8, 16"]),
         (["train", "digits", "--out", "{out}", "--data.heldout", "2000"], ["data.heldout", "1437"]),
@@ -136,22 +156,28 @@ def test_out_that_holds_other_files(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
+@pytest.mark.parametrize("damage", ["cut", "flipped", "missing"])
 @pytest.mark.parametrize("name", ["train images", "test labels"])
-def test_damaged_data_file(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_damaged_data_file(
+    name: str, damage: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     files = fashion_files(tmp_path / "fashion-mnist")
+    monkeypatch.setattr(fashion_mnist, "FILES", files)
     path = tmp_path / "fashion-mnist" / files[name].name
-    path.write_bytes(path.read_bytes()[:-10])
+    content = gzip.decompress(path.read_bytes())
+    if damage == "missing":
+        path.unlink()
+    else:
+        flipped = gzip.compress(content[:-1] + bytes([content[-1] ^ 1]))
+        path.write_bytes(path.read_bytes()[:-10] if damage == "cut" else flipped)
     words = ["train", "fashion-mnist-resnet18", "--out", str(tmp_path / "run"), "--data.root", str(tmp_path)]
     said = refused(capsys, *words)
-    assert "fetch it again" in said
-    path.unlink()
-    assert "fetch it again" in said or "data prepare" in refused(capsys, *words)
+    assert str(path) in said
+    assert ("data prepare fashion-mnist" if damage == "missing" else "fetch it again") in said
     assert not (tmp_path / "run").exists()
 
 
 def test_wrong_label(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    import numpy as np
-
     files = fashion_files(tmp_path / "fashion-mnist")
     labels = np.array([0] * 11 + [10], np.uint8)
     path = tmp_path / "fashion-mnist" / files["train labels"].name
@@ -184,9 +210,7 @@ def rewrite_last(folder: Path, *, drop_model: str | None = None, drop_state: str
         del model[drop_model]
     if drop_state:
         del state[drop_state]
-    CheckpointStore(folder / "checkpoints").save(
-        last.record["at"]["total"], model=model, state=state, record=last.record
-    )
+    CheckpointStore(folder / "checkpoints").save(last.record.at.total, model=model, state=state, record=last.record)
 
 
 def test_checkpoint_with_a_missing_key(run_copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -197,7 +221,14 @@ def test_checkpoint_with_a_missing_key(run_copy: Path, capsys: pytest.CaptureFix
 
 
 @pytest.mark.parametrize(
-    "key", ["optimizer/conv1.weight/momentum_buffer", "generator/conv1.weight", "generator-optimizer/conv2.bias/step"]
+    "key",
+    [
+        "optimizer/conv1.weight/momentum_buffer",
+        "generator/conv1.weight",
+        "generator-optimizer/conv2.bias/step",
+        "metrics/generator_loss",
+        "tally",
+    ],
 )
 def test_resume_from_a_checkpoint_with_a_missing_key(
     key: str, run_copy: Path, capsys: pytest.CaptureFixture[str]
@@ -206,7 +237,7 @@ def test_resume_from_a_checkpoint_with_a_missing_key(
     rewrite_last(run_copy, drop_state=key)
     words = ["--epochs", "4", "--epsilon", "24/255", "--crop-padding", "0", "--data.image-size", "8"]
     said = refused(capsys, "train", recipe.name, "--out", str(run_copy), *words)
-    assert key.split("/")[1] in said
+    assert key.removeprefix("generator/") in said
 
 
 def test_damaged_checkpoint_and_config(run_copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -215,6 +246,15 @@ def test_damaged_checkpoint_and_config(run_copy: Path, capsys: pytest.CaptureFix
     assert "damaged" in refused(capsys, "evaluate", str(run_copy))
     config = run_copy / "config.json"
     text = config.read_text()
-    for wrong, part in ((text.replace('"epochs"', '"epoch"'), "epoch"), (text[:-5], "JSON"), ("[]", "config.json")):
+    without_epsilon = "".join(line for line in text.splitlines(keepends=True) if '"epsilon"' not in line)
+    for wrong, part in (
+        (text.replace('"epochs"', '"epoch"'), "epoch"),
+        (without_epsilon, "epsilon is missing"),  # a default would attack at another radius
+        (text[:-5], "JSON"),
+        ("[]", "config.json"),
+        (text.replace("fgsm-sdi", "\xff"), "fgsm-sdi"),
+    ):
         config.write_text(wrong)
         assert part in refused(capsys, "evaluate", str(run_copy))
+    config.write_bytes(b"\xff\xfe{")
+    assert "not text" in refused(capsys, "evaluate", str(run_copy))

@@ -5,17 +5,30 @@ from __future__ import annotations
 import copy
 import json
 import logging
+import shutil
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hardfast.engine import EvaluationError, UsageError, autoattack, evaluate, evaluate_net, load_model
+from hardfast.engine import (
+    EvaluationError,
+    Recipe,
+    UsageError,
+    autoattack,
+    console,
+    evaluate,
+    evaluate_net,
+    load_model,
+    recipes,
+)
 from hardfast.engine.attacks import gradient_attacks, summed_margin
-from hardfast.engine.autoattack import run_autoattack
+from hardfast.engine.autoattack import AutoAttackResult, Version, run_autoattack
 from hardfast.engine.evaluation import check_net
 from hardfast.engine.threat import parse_pixels
 from hardfast.kernels import Purpose, pixel_bounds, random_start
@@ -98,16 +111,44 @@ def test_no_batch_size_and_no_weight_gradient_shows(net: nn.Module, test_images:
     assert all(p.grad is None for p in net.parameters())
 
 
+def attack(net: nn.Module, images: Tensor, labels: Tensor, version: Version, seed: int = 0) -> AutoAttackResult:
+    bar = console.bar(None, "attack", "passes", quiet=True)
+    return run_autoattack(net, images, labels, epsilon=EPS, version=version, seed=seed, batch_size=250, bar=bar)
+
+
+def test_the_seed_reaches_the_library(net: nn.Module, test_images: Split) -> None:
+    images = test_images.images[:8].permute(0, 3, 1, 2).float() / 255
+    one, same, other = (attack(net, images, test_images.labels[:8], "apgd-ce", seed) for seed in (0, 0, 1))
+    assert torch.equal(one.x_adv, same.x_adv)
+    assert not torch.equal(one.x_adv, other.x_adv)
+
+
+def test_a_library_that_leaves_the_ball_is_not_reported(
+    net: nn.Module, test_images: Split, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import pyautoattack
+
+    class Doctored(pyautoattack.AutoAttack):
+        def run_standard_evaluation(self, x: Tensor, y: Tensor, **options: object) -> tuple[Tensor, Tensor]:
+            x_adv, predicted = super().run_standard_evaluation(x, y, **options)
+            return (x_adv + 1e-4).clamp(0, 1), predicted
+
+    monkeypatch.setattr(pyautoattack, "AutoAttack", Doctored)
+    with pytest.raises(EvaluationError, match="left the ball"):
+        evaluate_net(net, test_images, epsilon=EPS, attacks=("apgd",), quiet=True)
+
+
 def test_autoattack_equals_the_library_used_by_hand(net: nn.Module, test_images: Split) -> None:
     """The adapter changes nothing: official code, standard version, by hand, on 16 images."""
     from pyautoattack import AutoAttack
 
     images = test_images.images[:16].permute(0, 3, 1, 2).float().contiguous() / 255
     labels = test_images.labels[:16]
-    found = run_autoattack(net, images, labels, epsilon=EPS, version="standard", seed=0, batch_size=250, label="aa")
-    by_hand = AutoAttack(copy.deepcopy(net), eps=float(EPS), norm="Linf", seed=0, version="standard", device="cpu")
-    _, predicted = by_hand.run_standard_evaluation(images, labels, batch_size=250)
+    found = attack(net, images, labels, "standard", seed=3)
+    by_hand = AutoAttack(copy.deepcopy(net), eps=float(EPS), norm="Linf", seed=3, version="standard", device="cpu")
+    x_adv, predicted = by_hand.run_standard_evaluation(images, labels, batch_size=250)
     assert torch.equal(found.robust, predicted == labels)
+    assert torch.equal(found.x_adv, x_adv)
     assert list(found.stages) == ["apgd-ce", "apgd-t", "fab-t", "square"]
     assert found.stages["square"] == pytest.approx(100 * found.robust.float().mean().item(), abs=0.01)
     assert list(found.stages.values()) == sorted(found.stages.values(), reverse=True)
@@ -124,9 +165,7 @@ def test_autoattack_leaves_no_trace(net: nn.Module, test_images: Split) -> None:
     assert result.accuracy["apgd"] <= 100
 
 
-def test_apgd_alone_is_one_restart_of_100_steps(
-    net: nn.Module, test_images: Split, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_apgd_alone_is_one_restart_of_100_steps(net: nn.Module, test_images: Split) -> None:
     """The library's `custom` version would run five restarts."""
     passes = 0
 
@@ -138,10 +177,7 @@ def test_apgd_alone_is_one_restart_of_100_steps(
             return logits
 
     images = test_images.images[:20].permute(0, 3, 1, 2).float() / 255
-    run_autoattack(
-        Counting().eval(), images, test_images.labels[:20], epsilon=EPS, version="apgd-ce", seed=0, batch_size=20,
-        label="apgd",
-    )  # fmt: skip
+    attack(Counting().eval(), images, test_images.labels[:20], "apgd-ce")
     assert 100 < passes < 120
 
 
@@ -174,6 +210,13 @@ class Softmaxed(nn.Module):
         return self.net(x).softmax(dim=1)
 
 
+class NaNGradients(Softmaxed):
+    """Finite logits, and a gradient that no attack can use."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x) + (0 * (x - x.detach()).abs().sqrt()).sum(dim=(1, 2, 3))[:, None]
+
+
 def in_train_mode(net: nn.Module) -> nn.Module:
     net.layer2[0].bn1.train()
     return net
@@ -189,9 +232,11 @@ def with_nan(net: nn.Module) -> nn.Module:
     [
         (in_train_mode, "layer2.0.bn1 is in train mode"),
         (lambda net: net.half(), "full precision"),
+        (lambda net: net.double(), "full precision"),
         (lambda net: net.bfloat16(), "full precision"),
         (lambda net: Softmaxed(net).eval(), "probabilities"),
-        (with_nan, "not finite"),
+        (with_nan, "logits that are not finite"),
+        (lambda net: NaNGradients(net).eval(), "input gradients are not finite"),
     ],
 )
 def test_nets_that_are_refused(spoil: object, message: str, net: nn.Module, test_images: Split) -> None:
@@ -203,31 +248,92 @@ def test_nets_that_are_refused(spoil: object, message: str, net: nn.Module, test
     "images", [torch.rand(2, 3, 8, 8) * 255, torch.rand(2, 3, 8, 8) - 0.5, torch.rand(2, 3, 8, 8).double()]
 )
 def test_images_that_are_refused(images: Tensor, net: nn.Module) -> None:
-    check_net(net, torch.rand(2, 3, 8, 8))
+    labels = torch.zeros(2, dtype=torch.int64)
+    check_net(net, torch.rand(2, 3, 8, 8), labels)
     with pytest.raises(UsageError, match=r"float32 in \[0, 1\]"):
-        check_net(net, images)
+        check_net(net, images, labels)
 
 
 def test_autocast_is_refused(net: nn.Module) -> None:
     with torch.autocast("cpu", torch.bfloat16), pytest.raises(UsageError, match="autocast"):
-        check_net(net, torch.rand(2, 3, 8, 8))
+        check_net(net, torch.rand(2, 3, 8, 8), torch.zeros(2, dtype=torch.int64))
 
 
 def test_evaluation_json(quick_run: Path) -> None:
+    def stored() -> dict[str, Any]:
+        found: dict[str, Any] = json.loads((quick_run / "evaluation.json").read_text())
+        return found
+
     report = evaluate(quick_run, attacks=("clean", "pgd-10"), samples=50, samples_of={"pgd-10": 30})
-    assert report == json.loads((quick_run / "evaluation.json").read_text())
-    assert report["checkpoint"] == "best"
-    assert report["samples"] == 50
-    assert report["epsilon"] == EPSILON
-    assert report["samples_of"] == {"pgd-10": 30}
+    assert report == stored()
+    assert (report["checkpoint"], report["samples"], report["epsilon"]) == ("best", 50, EPSILON)
     assert list(report["accuracy"]) == ["clean", "pgd-10"]
-    added = evaluate(quick_run, attacks=("fgsm",), samples=50)
-    assert set(added["accuracy"]) == {"clean", "pgd-10", "fgsm"}  # same checkpoint, same images: kept
-    replaced = evaluate(quick_run, attacks=("fgsm",), samples=40)
-    assert set(replaced["accuracy"]) == {"fgsm"}
+    assert {name: found["samples"] for name, found in report["attacks"].items()} == {"clean": 50, "pgd-10": 30}
+    # The newest result of every attack on one checkpoint is kept, each with its own number of images.
+    evaluate(quick_run, attacks=("pgd-10",))
+    evaluate(quick_run, attacks=("fgsm",), samples=40)
+    assert {name: found["samples"] for name, found in stored()["attacks"].items()} == {
+        "clean": 50,
+        "pgd-10": 360,
+        "fgsm": 40,
+    }
+    assert stored()["accuracy"].keys() == stored()["attacks"].keys()
+    # Another checkpoint's or seed's results replace them; the history keeps all.
+    evaluate(quick_run, attacks=("clean",), seed=1)
+    assert list(stored()["accuracy"]) == ["clean"]
+    history = [json.loads(line) for line in (quick_run / "evaluations.jsonl").read_text().splitlines()]
+    assert [(line["attack"], line["samples"]) for line in history[-5:]] == [
+        ("clean", 50),
+        ("pgd-10", 30),
+        ("pgd-10", 360),
+        ("fgsm", 40),
+        ("clean", 360),
+    ]
 
 
-@pytest.mark.parametrize(("options", "message"), [({"attacks": ("pdg-10",)}, "pdg-10"), ({"samples": 0}, "at least 1")])
+def test_what_was_done_before_a_failure_is_kept(quick_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*args: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(autoattack, "run_autoattack", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(quick_run, attacks=("fgsm", "aa"), seed=5)
+    found = json.loads((quick_run / "evaluation.json").read_text())
+    assert found["seed"] == 5
+    assert list(found["accuracy"]) == ["fgsm"]
+
+
+def test_warnings_stay_with_their_attack(quick_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def flagged(net: nn.Module, images: Tensor, labels: Tensor, **options: object) -> AutoAttackResult:
+        return AutoAttackResult(labels >= 0, images, {"square": 100.0}, ["Square did better"])
+
+    monkeypatch.setattr(autoattack, "run_autoattack", flagged)
+    evaluate(quick_run, attacks=("aa",), samples=10, seed=6)
+    evaluate(quick_run, attacks=("fgsm",), samples=10, seed=6)
+    found = json.loads((quick_run / "evaluation.json").read_text())
+    assert found["attacks"]["aa"]["warnings"] == ["Square did better"]
+
+
+def test_the_recipes_attack_step_is_used(quick_recipe: Recipe, quick_run: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(quick_run, tmp_path / "run"))
+    (run / "config.json").write_text(recipes.to_json(replace(quick_recipe, attack_step="1/255")))
+    small = evaluate(run, attacks=("pgd-10",))["accuracy"]["pgd-10"]
+    usual = evaluate(quick_run, attacks=("pgd-10",))["accuracy"]["pgd-10"]
+    net, test = load_model(run), open_dataset(quick_recipe.data).test
+    wanted = evaluate_net(net, test, epsilon=EPS, attacks=("pgd-10",), step=Fraction(1, 255), quiet=True)
+    assert small == wanted.accuracy["pgd-10"] != usual
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"attacks": ("pdg-10",)}, "pdg-10"),
+        ({"attacks": ()}, "choose from"),
+        ({"samples": 0}, "at least 1"),
+        ({"seed": -1}, "seed"),
+        ({"batch_size": 0}, "batch-size"),
+    ],
+)
 def test_bad_requests(options: dict[str, object], message: str, quick_run: Path) -> None:
     with pytest.raises(UsageError, match=message):
         evaluate(quick_run, **options)

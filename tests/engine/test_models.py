@@ -9,7 +9,14 @@ import torch
 from torch import nn
 
 from hardfast.engine import UsageError
-from hardfast.engine.models import ModelOptions, PaperGenerator, ReleasedGenerator, build_model, seeded_initialisation
+from hardfast.engine.models import (
+    ModelOptions,
+    NetShape,
+    PaperGenerator,
+    ReleasedGenerator,
+    build_model,
+    seeded_initialisation,
+)
 
 
 def parameters(net: nn.Module) -> int:
@@ -17,7 +24,7 @@ def parameters(net: nn.Module) -> int:
 
 
 def test_resnet18_is_the_papers() -> None:
-    net = build_model(ModelOptions(name="resnet18"), num_classes=10, in_channels=3).eval()
+    net = build_model(ModelOptions(name="resnet18"), NetShape(num_classes=10, in_channels=3)).eval()
     assert parameters(net) == 11_173_962
     names = list(net.state_dict())
     assert names[0] == "conv1.weight"
@@ -29,7 +36,7 @@ def test_resnet18_is_the_papers() -> None:
 
 
 def test_resnet8_takes_other_channels_and_sizes() -> None:
-    net = build_model(ModelOptions(name="resnet8"), num_classes=7, in_channels=1).eval()
+    net = build_model(ModelOptions(name="resnet8"), NetShape(num_classes=7, in_channels=1)).eval()
     assert parameters(net) == 77_559
     with torch.no_grad():
         assert net(torch.rand(3, 1, 28, 28)).shape == (3, 7)
@@ -57,7 +64,7 @@ def test_released_generator_initialisation() -> None:
 
 
 def test_initial_weights_are_a_function_of_the_seed() -> None:
-    build = partial(build_model, ModelOptions(name="resnet8"), num_classes=10, in_channels=3)
+    build = partial(build_model, ModelOptions(name="resnet8"), NetShape(num_classes=10, in_channels=3))
     torch.manual_seed(123)
     before = torch.random.get_rng_state()
     one, same, other = (seeded_initialisation(build, seed) for seed in (5, 5, 6))
@@ -67,9 +74,9 @@ def test_initial_weights_are_a_function_of_the_seed() -> None:
 
 
 def test_normalisation_is_inside_and_not_in_the_state_dict() -> None:
-    plain = build_model(ModelOptions(name="resnet8"), num_classes=10, in_channels=3).eval()
+    plain = build_model(ModelOptions(name="resnet8"), NetShape(num_classes=10, in_channels=3)).eval()
     options = ModelOptions(name="resnet8", mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7))
-    normalised = build_model(options, num_classes=10, in_channels=3).eval()
+    normalised = build_model(options, NetShape(num_classes=10, in_channels=3)).eval()
     normalised.load_state_dict(plain.state_dict(), strict=True)
     x = torch.rand(4, 3, 16, 16)
     mean, std = torch.tensor(options.mean).reshape(3, 1, 1), torch.tensor(options.std).reshape(3, 1, 1)
@@ -81,8 +88,8 @@ def test_normalisation_is_inside_and_not_in_the_state_dict() -> None:
     ("make", "message"),
     [
         (lambda: ModelOptions(std=(0.0, 1.0, 1.0)), "model.std"),
-        (lambda: build_model(ModelOptions(mean=(0.5,)), num_classes=10, in_channels=3), "model.mean has 1"),
-        (lambda: build_model(ModelOptions(name="vgg"), num_classes=10, in_channels=3), "not a model"),
+        (lambda: build_model(ModelOptions(mean=(0.5,)), NetShape(num_classes=10, in_channels=3)), "model.mean has 1"),
+        (lambda: build_model(ModelOptions(name="vgg"), NetShape(num_classes=10, in_channels=3)), "not a model"),
     ],
 )
 def test_bad_options(make: object, message: str) -> None:

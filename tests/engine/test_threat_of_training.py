@@ -13,7 +13,8 @@ from hardfast.engine import recipes
 from hardfast.engine.methods import METHODS, Position, method_options
 from hardfast.engine.run import Run
 from hardfast.engine.step import descend
-from hardfast.loaders import open_dataset
+from hardfast.loaders import DataOptions, open_dataset
+from hardfast.loaders.synthetic import SyntheticShape
 
 
 def assert_in_ball(x: Tensor, x_adv: Tensor, epsilon: Fraction) -> None:
@@ -25,10 +26,14 @@ def assert_in_ball(x: Tensor, x_adv: Tensor, epsilon: Fraction) -> None:
             assert pixel - Fraction(reached.min().item()) <= epsilon
 
 
+SYNTHETIC = DataOptions(name="synthetic", image_size=16, synthetic=SyntheticShape(train_images=512, test_images=1))
+
+
+@pytest.mark.parametrize("data", [DataOptions(name="digits"), SYNTHETIC], ids=["digits", "all 256 bytes"])
 @pytest.mark.parametrize("box", [False, True])
 @pytest.mark.parametrize("name", [name for name in METHODS if name != "standard"])
-def test_whole_epoch_stays_in_the_ball(name: str, box: bool) -> None:
-    recipe = replace(recipes.get("digits"), box=box, epsilon="8/255", method=method_options(name))
+def test_whole_epoch_stays_in_the_ball(name: str, box: bool, data: DataOptions) -> None:
+    recipe = replace(recipes.get("digits"), box=box, epsilon="8/255", method=method_options(name), data=data)
     run = Run(recipe, open_dataset(recipe.data), torch.device("cpu"))
     outside_box = images = 0
     for step, batch in enumerate(run.loader.epoch(0)):

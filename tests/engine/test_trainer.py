@@ -10,16 +10,20 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 
-from hardfast.engine import Recipe, load_model, recipes, train
+from hardfast.engine import Recipe, UsageError, evaluate_net, load_model, recipes, train
 from hardfast.engine.checkpoint import MODEL, STATE
 from hardfast.engine.methods import METHODS, method_options
+from hardfast.engine.recipes import OptimizerOptions
 from hardfast.engine.run import Run
 from hardfast.engine.run_folder import RunFolder
+from hardfast.engine.schedule import ScheduleOptions
 from hardfast.engine.signals import StopRequest
 from hardfast.loaders import open_dataset
 
@@ -32,7 +36,7 @@ def final_state(folder: Path) -> str:
 
 def test_what_a_run_leaves_behind(quick_run: Path, quick_recipe: Recipe) -> None:
     assert recipes.from_json((quick_run / "config.json").read_text(), "config.json") == quick_recipe
-    environment = json.loads((quick_run / "environment.json").read_text())
+    (environment,) = json.loads((quick_run / "environment.json").read_text())["starts"]
     assert environment["numerics"]["torch"] == torch.__version__
     assert environment["numerics"]["threads"] == torch.get_num_threads()
     log = [json.loads(line) for line in (quick_run / "log.jsonl").read_text().splitlines()]
@@ -42,9 +46,9 @@ def test_what_a_run_leaves_behind(quick_run: Path, quick_recipe: Recipe) -> None
         assert all(isinstance(line[key], float) for line in log), key
     assert log[-1]["loss"] < log[0]["loss"]
     best, last = (RunFolder(quick_run).checkpoint(which) for which in ("best", "last"))
-    assert last.record["at"]["epoch"] == 4
+    assert last.record.at.epoch == 4
     scores = [line["pgd-10"] for line in log]
-    assert best.record["at"]["epoch"] == max(e for e in range(1, 5) if scores[e - 1] == max(scores))
+    assert best.record.at.epoch == max(e for e in range(1, 5) if scores[e - 1] == max(scores))
     assert {p.name for p in (quick_run / "checkpoints").iterdir()} == {best.path.name, last.path.name}
 
 
@@ -82,7 +86,7 @@ class StopAt(StopRequest):
 
 
 @pytest.mark.parametrize("name", METHODS)
-@pytest.mark.parametrize("after", [1, 13, 20, 33])
+@pytest.mark.parametrize("after", [2, 13, 18, 21, 33])
 def test_a_stopped_run_resumes_bit_for_bit(
     name: str,
     after: int,
@@ -100,8 +104,8 @@ def test_a_stopped_run_resumes_bit_for_bit(
         patch.setattr("hardfast.engine.trainer.StopRequest", StopAt)
         StopAt.countdown = after
         assert not train(recipe, tmp_path / "stopped").finished
-    stopped = RunFolder(tmp_path / "stopped").checkpoint("last").record["at"]
-    assert 0 < stopped["total"] < 40
+    stopped = RunFolder(tmp_path / "stopped").checkpoint("last").record.at
+    assert 0 < stopped.total < 40
     assert final_state(tmp_path / "stopped") != final_state(tmp_path / "straight")
     capsys.readouterr()
     assert train(recipe, tmp_path / "stopped").finished
@@ -130,8 +134,10 @@ def test_resuming_with_other_numerics_says_so(
 
 def test_a_finished_run_is_not_trained_again(quick_run: Path, quick_recipe: Recipe) -> None:
     before = final_state(quick_run)
-    assert train(quick_recipe, quick_run).finished
+    outcome = train(quick_recipe, quick_run)
+    assert (outcome.finished, outcome.stopped, outcome.trained) == (True, False, False)
     assert final_state(quick_run) == before
+    assert len(json.loads((quick_run / "environment.json").read_text())["starts"]) == 1
     assert len((quick_run / "log.jsonl").read_text().splitlines()) == 4
 
 
@@ -140,8 +146,6 @@ def test_a_damaged_newest_checkpoint_costs_an_epoch_not_the_run(
 ) -> None:
     recipe = replace(quick_recipe, epochs=3)
     train(recipe, tmp_path / "straight")
-    run = Run(recipe, open_dataset(recipe.data), torch.device("cpu"))
-    assert len(run.loader) == 20
     train(recipe, tmp_path / "run")
     best = RunFolder(tmp_path / "run").checkpoint("best").path
     last = RunFolder(tmp_path / "run").checkpoint("last").path
@@ -151,6 +155,83 @@ def test_a_damaged_newest_checkpoint_costs_an_epoch_not_the_run(
     assert f"rejected: {last}" in said
     assert ("starting again" if best == last else "resuming at epoch") in said
     assert final_state(tmp_path / "run") == final_state(tmp_path / "straight")
+    lines = (tmp_path / "run/log.jsonl").read_text().splitlines()
+    assert [json.loads(line)["epoch"] for line in lines] == [1, 2, 3]
+
+
+def test_a_half_written_log_line_is_dropped(quick_recipe: Recipe, tmp_path: Path) -> None:
+    recipe = replace(quick_recipe, epochs=1)
+    train(recipe, tmp_path / "run")
+    log = tmp_path / "run/log.jsonl"
+    whole = log.read_text()
+    log.write_text(whole + whole[:40])
+    train(recipe, tmp_path / "run")
+    assert log.read_text() == whole
+
+
+def test_the_loop_follows_its_recipe(quick_recipe: Recipe, tmp_path: Path) -> None:
+    """Standard training against a plain PyTorch loop with torch's own scheduler: every option of the descent counts."""
+    recipe = replace(
+        quick_recipe,
+        epochs=3,
+        label_smoothing=0.2,
+        method=method_options("standard"),
+        optimizer=OptimizerOptions(lr=0.03, momentum=0.7, weight_decay=0.01),
+        schedule=ScheduleOptions(kind="multistep", milestones=(1, 2), gamma=0.5),
+    )
+    train(recipe, tmp_path / "run")
+    data = open_dataset(recipe.data)
+    plain = Run(recipe, data, torch.device("cpu"))
+    net, loader = plain.net.train(), plain.loader
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.03, momentum=0.7, weight_decay=0.01)
+    scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, [20, 40], gamma=0.5)
+    for epoch in range(3):
+        for batch in loader.epoch(epoch):
+            optimizer.zero_grad()
+            F.cross_entropy(net(batch.x.float() / 255), batch.label, label_smoothing=0.2).backward()
+            optimizer.step()
+            scheduler.step()
+    trained = load_model(tmp_path / "run", checkpoint="last")
+    for (name, ours), theirs in zip(trained.state_dict().items(), net.state_dict().values(), strict=True):
+        assert torch.equal(ours, theirs), name
+    log = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
+    assert [line["lr"] for line in log] == pytest.approx([0.03, 0.015, 0.0075])
+    # What selects the checkpoint is the held-out images, not the test images.
+    heldout, test = (
+        evaluate_net(trained, split, epsilon=plain.epsilon, attacks=("clean", "pgd-10"), quiet=True).accuracy
+        for split in (data.heldout, data.test)
+    )
+    assert {name: log[-1][name] for name in heldout} == heldout != test
+
+
+def test_the_methods_get_what_the_recipe_says(quick_recipe: Recipe) -> None:
+    recipe = replace(quick_recipe, label_smoothing=0.3, box=False, attack_bn="eval", seed=9)
+    setting = Run(recipe, open_dataset(recipe.data), torch.device("cpu")).method.setting
+    assert (setting.label_smoothing, setting.box, setting.attack_bn, setting.seed) == (0.3, False, "eval", 9)
+    assert setting.epsilon == Fraction(24, 255)
+
+
+def test_two_processes_cannot_train_into_one_folder(quick_recipe: Recipe, tmp_path: Path) -> None:
+    recipe = replace(quick_recipe, epochs=1)
+    folder = RunFolder(tmp_path / "run")
+    folder.create(recipe)
+    with folder.lock(), pytest.raises(UsageError, match="another process"):
+        train(recipe, tmp_path / "run")
+    assert train(recipe, tmp_path / "run").finished
+
+
+def test_a_start_that_failed_does_not_block_its_folder(quick_recipe: Recipe, tmp_path: Path) -> None:
+    diverging = replace(quick_recipe, epochs=1, optimizer=OptimizerOptions(lr=1e6))
+    with pytest.raises(UsageError, match=r"diverged in epoch 1 .*optimizer.lr"):
+        train(diverging, tmp_path / "run")
+    assert train(replace(quick_recipe, epochs=1), tmp_path / "run").finished
+
+
+def test_moving_the_data_or_rewording_a_preset_does_not_orphan_a_run(quick_recipe: Recipe, tmp_path: Path) -> None:
+    recipe = replace(quick_recipe, epochs=1)
+    train(recipe, tmp_path / "run")
+    moved = replace(recipe, about="said otherwise", data=replace(recipe.data, root="/elsewhere"))
+    assert not train(moved, tmp_path / "run").trained
 
 
 def test_selecting_on_the_test_set_says_so(quick_recipe: Recipe, tmp_path: Path) -> None:
@@ -177,7 +258,7 @@ def test_ctrl_c_on_the_command_stops_with_75_and_the_same_command_resumes(
     assert process.returncode == 75, errors
     assert "the same command resumes" in said
     assert "Traceback" not in errors
-    assert RunFolder(out).checkpoint("last").record["at"]["epoch"] < 4
+    assert RunFolder(out).checkpoint("last").record.at.epoch < 4
     again = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert again.returncode == 0, again.stderr
     assert "resuming at epoch" in again.stdout

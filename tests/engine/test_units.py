@@ -19,7 +19,7 @@ from hardfast.engine.methods import (
     Setting,
     StandardOptions,
 )
-from hardfast.engine.models import ModelOptions, build_model
+from hardfast.engine.models import ModelOptions, NetShape, build_model
 from hardfast.engine.step import descend
 from hardfast.loaders import Batch
 
@@ -48,7 +48,9 @@ class ConvolutionCounter(TorchDispatchMode):
 def count(options: MethodOptions, *, step: int, model: str = "resnet8", attack_bn: str = "train") -> Counter[str]:
     """Convolutions of one whole step (craft and descend)."""
     torch.manual_seed(0)
-    net = build_model(ModelOptions(name=model), num_classes=10, in_channels=3).to(memory_format=torch.channels_last)
+    net = build_model(ModelOptions(name=model), NetShape(num_classes=10, in_channels=3)).to(
+        memory_format=torch.channels_last
+    )
     setting = Setting(
         net=net, epsilon=Fraction(8, 255), box=True, attack_bn=attack_bn, label_smoothing=0.1, seed=0, channels=3
     )

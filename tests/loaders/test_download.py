@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from hardfast.loaders import DataError, download, fashion_mnist, prepare
+from hardfast.loaders import DataError, fashion_mnist, prepare
+from hardfast.loaders.cifar import fetch_cifar, read_cifar
+from hardfast.loaders.download import fetch
 
 from .makers import SPECS, cifar_members, describe, fashion_files, write_cifar
 
@@ -53,8 +55,8 @@ def test_fashion_mnist_is_fetched_and_only_what_is_missing(
 ) -> None:
     address, folder = mirror
     files = fashion_files(folder)
-    monkeypatch.setattr(download, "FILES", files)
     monkeypatch.setattr(fashion_mnist, "FILES", files)
+    monkeypatch.setattr(fashion_mnist, "DEBIAN_FOLDER", tmp_path / "none")
     root = tmp_path / "data"
     assert prepare("fashion-mnist", root, mirror=address) == str(root / "fashion-mnist")
     assert left_in(root) == sorted(file.name for file in files.values())
@@ -69,24 +71,40 @@ def test_cifar_is_fetched(mirror: tuple[str, Path], tmp_path: Path, monkeypatch:
     spec = describe(SPECS["cifar10"], members)
     archive = write_cifar(spec, tmp_path / "made", members, archive=True)
     (folder / archive.name).write_bytes(archive.read_bytes())
-    monkeypatch.setattr(download, "CIFAR10", spec)
     root = tmp_path / "data"
     with pytest.raises(DataError, match="sha256"):  # the archive is not the published one
-        prepare("cifar10", root, mirror=address)
+        fetch_cifar(spec, root, mirror=address)
     assert left_in(root) == []
-    digest = hashlib.sha256(archive.read_bytes()).hexdigest()
-    monkeypatch.setattr(download, "CIFAR10", replace(spec, archive_sha256=digest))
-    assert prepare("cifar10", root, mirror=address) == str(root / "cifar10" / archive.name)
+    spec = replace(spec, archive_sha256=hashlib.sha256(archive.read_bytes()).hexdigest())
+    fetch_cifar(spec, root, mirror=address)
     assert left_in(root) == [archive.name]
+    assert len(read_cifar(spec, root).train) == 100
 
 
-@pytest.mark.parametrize("fault", ["broken", "wrong", "absent", "no server"])
+def test_what_is_there_already_is_not_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Debian's folder, and files that lie in the root itself."""
+    monkeypatch.setattr(fashion_mnist, "FILES", fashion_files(tmp_path / "debian"))
+    monkeypatch.setattr(fashion_mnist, "DEBIAN_FOLDER", tmp_path / "debian")
+    assert prepare("fashion-mnist", tmp_path / "data", mirror="http://127.0.0.1:9") == str(tmp_path / "debian")
+    assert prepare("fashion-mnist", tmp_path / "debian", mirror="http://127.0.0.1:9") == str(tmp_path / "debian")
+
+
+def test_a_fetched_file_can_be_read_by_others(mirror: tuple[str, Path], tmp_path: Path) -> None:
+    address, folder = mirror
+    (folder / "x").write_bytes(b"abc")
+    fetch(f"{address}/x", tmp_path / "new" / "x", check=lambda path: None)
+    (tmp_path / "plain").touch()
+    assert (tmp_path / "new" / "x").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+@pytest.mark.parametrize("fault", ["broken", "wrong", "absent", "no server", "no folder", "bad address"])
 def test_a_failed_fetch_leaves_nothing(
     fault: str, mirror: tuple[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     address, folder = mirror
     files = fashion_files(folder)
-    monkeypatch.setattr(download, "FILES", files)
+    monkeypatch.setattr(fashion_mnist, "FILES", files)
+    monkeypatch.setattr(fashion_mnist, "DEBIAN_FOLDER", tmp_path / "none")
     name = files["train images"].name
     if fault == "broken":
         monkeypatch.setattr(Handler, "broken", frozenset({name}))
@@ -94,12 +112,14 @@ def test_a_failed_fetch_leaves_nothing(
         (folder / name).write_bytes(b"an error page")
     elif fault == "absent":
         (folder / name).unlink()
+    elif fault == "no folder":
+        (tmp_path / "data").write_text("a file")
     else:
-        address = "http://127.0.0.1:9"
+        address = {"no server": "http://127.0.0.1:9", "bad address": "http://127.0.0.1/a b"}[fault]
     with pytest.raises(DataError, match=name) as error:
         prepare("fashion-mnist", tmp_path / "data", mirror=address)
     assert "\n" not in str(error.value)
-    assert left_in(tmp_path / "data") == []
+    assert left_in(tmp_path / "data") == []  # and a file in the folder's place is left alone
 
 
 def test_unknown_and_embedded_names(tmp_path: Path) -> None:

@@ -1,0 +1,56 @@
+"""Reading the JSON that the engine wrote: nothing missing, nothing unknown, types as declared."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, TypeVar
+
+import pydantic
+
+from .errors import UsageError
+
+Kind = TypeVar("Kind")
+
+
+def dump(value: Any) -> str:
+    """A dataclass as indented JSON, every field written out."""
+    return json.dumps(pydantic.TypeAdapter(type(value)).dump_python(value, mode="json"), indent=2) + "\n"
+
+
+def load(kind: type[Kind], text: str, source: str, *, error: type[UsageError], fix: str) -> Kind:
+    """The inverse of `dump`.
+
+    Args:
+        kind: the dataclass.
+        text: the file's content.
+        source: its path, for the message.
+        error: what is raised.
+        fix: what to do, for the message.
+
+    Raises:
+        error: naming the first field that is missing, unknown or of another type.
+    """
+    try:
+        value = pydantic.TypeAdapter(kind).validate_json(text, strict=True, extra="forbid")
+    except pydantic.ValidationError as problem:
+        first = problem.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise error(f"{source}: {where}: {first['msg']}; {fix}") from None
+    missing = _first_missing(json.loads(dump(value)), json.loads(text))
+    if missing is not None:
+        raise error(f"{source}: {missing} is missing; {fix}")
+    return value
+
+
+def _first_missing(wanted: Any, found: Any, name: str = "") -> str | None:
+    """The dotted name of the first field that `found` lacks; a default must not stand in for a lost line."""
+    if not isinstance(wanted, dict):
+        return None
+    for key, value in wanted.items():
+        inner = f"{name}.{key}" if name else key
+        if key not in found:
+            return inner
+        lost = _first_missing(value, found[key], inner)
+        if lost is not None:
+            return lost
+    return None
