@@ -61,8 +61,9 @@ system: ## Debian's Fashion-MNIST for the tests that read the published files, w
 	  echo "Fashion-MNIST is not here and cannot be installed: its tests are skipped (Debian: dataset-fashion-mnist)"
 
 .PHONY: bench
-bench: install ## the table of README: methods, seeds, AutoAttack and step times on the digits (about half an hour)
-	$(BIN)/hardfast bench methods digits --out runs/methods --csv bench/results/digits_methods.csv
+bench: install ## the table of README: methods, seeds, AutoAttack and step times on the digits (about 20 minutes)
+	$(BIN)/hardfast bench methods digits --out runs/methods --aa-samples $(AA_SAMPLES) \
+	  --csv bench/results/digits_methods.csv
 
 .PHONY: clean
 clean: ## removes what was installed and built, and no run

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import csv as csv_files
-import json
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,9 +12,10 @@ from typing import Any
 import torch
 
 from ..engine import console
+from ..engine.autoattack import check_available
 from ..engine.environment import choose_device, describe_environment
 from ..engine.errors import Stopped, UsageError
-from ..engine.evaluation import evaluate
+from ..engine.evaluation import LIBRARY_ATTACKS, earlier_attacks, evaluate, identity
 from ..engine.methods import FgsmSdiOptions, Position, method_options
 from ..engine.recipes import Recipe
 from ..engine.run import Run
@@ -46,6 +46,7 @@ def compare_methods(
     methods: Sequence[str],
     seeds: Sequence[int],
     attacks: Sequence[str],
+    samples_of: Mapping[str, int] | None = None,
     device: str = "auto",
     csv: Path | None = None,
 ) -> str:
@@ -59,6 +60,7 @@ def compare_methods(
         methods: names; the first is the unit of the step times.
         seeds: one run of each method for each.
         attacks: names out of `evaluation.ATTACKS`.
+        samples_of: for single attacks, how many of the first test images they see.
         device: auto, cpu, cuda or cuda:N.
         csv: where the rows are also written, with device and versions.
 
@@ -71,10 +73,16 @@ def compare_methods(
         csv.parent.mkdir(parents=True, exist_ok=True)
         csv.touch()  # fails now rather than after all the work
     variants = {name: _with_method(recipe, name) for name in methods}
+    for name in attacks:
+        if name in LIBRARY_ATTACKS:  # before hours of training
+            check_available(LIBRARY_ATTACKS[name], classes=10)
     ratios = _step_ratios(variants, choose_device(device)[0])
     rows = []
     for name, variant in variants.items():
-        found = [_evaluated(replace(variant, seed=seed), out / f"{name}-{seed}", attacks, device) for seed in seeds]
+        found = [
+            _evaluated(replace(variant, seed=seed), out / f"{name}-{seed}", attacks, samples_of or {}, device)
+            for seed in seeds
+        ]
         accuracy = {attack: [report[attack]["accuracy"] for report in found] for attack in attacks}
         images = {attack: found[0][attack]["samples"] for attack in attacks}
         rows.append(MethodRow(name, len(seeds), accuracy, images, ratios[name]))
@@ -87,20 +95,20 @@ def _with_method(recipe: Recipe, name: str) -> Recipe:
     return recipe if name == recipe.method.name else replace(recipe, method=method_options(name))
 
 
-def _evaluated(recipe: Recipe, folder: Path, attacks: Sequence[str], device: str) -> dict[str, Any]:
-    """Trains one run if it is not finished, attacks it with what it was not attacked with, and returns the report."""
-    if train(recipe, folder, device=device).stopped:
-        raise Stopped(f"stopped on request; {folder} is saved, the same command goes on")
+def _evaluated(
+    recipe: Recipe, path: Path, attacks: Sequence[str], samples_of: Mapping[str, int], device: str
+) -> dict[str, dict[str, Any]]:
+    """Trains one run if it is not finished, attacks it with what it was not attacked with, and returns the reports."""
+    if train(recipe, path, device=device).stopped:
+        raise Stopped(f"stopped on request; {path} is saved, the same command goes on")
     images = len(open_dataset(recipe.data).test)
-    done: dict[str, Any] = {}
-    best = RunFolder(folder).checkpoint("best").record.at.total
-    if (folder / "evaluation.json").exists():
-        report = json.loads((folder / "evaluation.json").read_text())
-        if (report["checkpoint"], report["step"], report["seed"]) == ("best", best, 0):
-            done = {name: found for name, found in report["attacks"].items() if found["samples"] == images}
-    missing = [attack for attack in attacks if attack not in done]
+    wanted = {attack: min(samples_of.get(attack, images), images) for attack in attacks}
+    about = identity("best", RunFolder(path).checkpoint("best"), recipe, seed=0)
+    done = earlier_attacks(path / "evaluation.json", about)
+    missing = [attack for attack, count in wanted.items() if done.get(attack, {}).get("samples") != count]
     if missing:
-        done |= evaluate(folder, attacks=missing, device=device)["attacks"]
+        root = recipe.data.root
+        done |= evaluate(path, attacks=missing, samples_of=samples_of, device=device, data_root=root)["attacks"]
     return {attack: done[attack] for attack in attacks}
 
 

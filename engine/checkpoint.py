@@ -8,6 +8,7 @@ checkpoints/step-00001234/model.safetensors   the classifier's state dict, names
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -34,6 +35,7 @@ class Checkpoint:
 
     path: Path
     record: Record
+    model_sha256: str
 
     def model(self) -> Tensors:
         """The classifier's tensors, on the CPU."""
@@ -74,9 +76,10 @@ class CheckpointStore:
                 shutil.rmtree(target)
             temporary.rename(target)
             _sync(self.folder)
-        except BaseException:
+        except safetensors.SafetensorError as error:  # a full disk comes as this
+            raise OSError(errno.EIO, str(error), str(temporary)) from None
+        finally:
             shutil.rmtree(temporary, ignore_errors=True)
-            raise
         return target
 
     def latest(self) -> Checkpoint | None:
@@ -99,7 +102,8 @@ class CheckpointStore:
             for name in (MODEL, STATE, RECORD):
                 if _fingerprint(path / name) != manifest[name]:
                     raise CheckpointError(f"{path / name} is damaged: its sha256 is not the one of {MANIFEST}")
-            return Checkpoint(path, Record.from_json((path / RECORD).read_text(), str(path / RECORD)))
+            record = Record.from_json((path / RECORD).read_text(), str(path / RECORD))
+            return Checkpoint(path, record, manifest[MODEL]["sha256"])
         except FileNotFoundError as error:
             raise CheckpointError(f"{error.filename} is missing: the checkpoint is not complete") from None
         except (OSError, ValueError, KeyError, TypeError) as error:

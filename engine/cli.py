@@ -187,7 +187,7 @@ class BenchMethodsArguments:
     out: str
     """Folder for the runs; a second call goes on where the first one stopped."""
 
-    methods: tuple[str, ...] = ("standard", "fgsm-rs", "fgsm-sdi", "pgd-at")
+    methods: tuple[str, ...] = ("standard", "fgsm-sdi", "pgd-at")
     """Methods to compare."""
 
     seeds: tuple[int, ...] = (0, 1, 2)
@@ -195,6 +195,9 @@ class BenchMethodsArguments:
 
     attacks: tuple[AttackName, ...] = ("clean", "pgd-20", "aa")
     """Attacks on the best checkpoint of each run."""
+
+    aa_samples: int | None = None
+    """Only the first so many test images for aa; the number stands in the table."""
 
     csv: str | None = None
     """Also write the rows to this file."""
@@ -220,6 +223,7 @@ def run_bench(argv: Sequence[str]) -> int:
         methods=asked.methods,
         seeds=asked.seeds,
         attacks=asked.attacks,
+        samples_of={} if asked.aa_samples is None else {"aa": asked.aa_samples},
         device=asked.device,
         csv=None if asked.csv is None else Path(asked.csv),
     )

@@ -19,8 +19,10 @@ from ..kernels import to_float
 from ..loaders import Split, open_dataset
 from . import autoattack, console
 from .attacks import GradientAttack, gradient_attacks
+from .checkpoint import Checkpoint
 from .environment import choose_device
 from .errors import EvaluationError, UsageError
+from .recipes import Recipe
 from .run_folder import RunFolder, Which, restored_model, write_whole
 from .step import input_gradient
 from .threat import format_pixels, parse_pixels
@@ -87,9 +89,12 @@ def evaluate_net(
         UsageError: an unknown attack, or a net whose numbers nobody should report (`check_net`).
         EvaluationError: an attack's result contradicts itself.
     """
-    unknown = [name for name in attacks if name not in ATTACKS]
+    samples_of = samples_of or {}
+    unknown = [name for name in (*attacks, *samples_of) if name not in ATTACKS]
     if unknown or not attacks:
         raise UsageError(f"attack '{unknown[0] if unknown else ''}' is not known: choose from {' '.join(ATTACKS)}")
+    if any(count < 1 for count in samples_of.values()):
+        raise UsageError(f"samples of an attack must be at least 1, not {min(samples_of.values())}")
     if not len(split) or batch_size < 1:
         raise UsageError(f"samples and batch-size must be at least 1, not {len(split)} and {batch_size}")
     result = Evaluation(samples=len(split), epsilon=format_pixels(epsilon), seed=seed)
@@ -100,7 +105,7 @@ def evaluate_net(
                 autoattack.check_available(LIBRARY_ATTACKS[name], classes=logits.shape[1])
         known = gradient_attacks(epsilon, step)
         for name in attacks:
-            count = min((samples_of or {}).get(name, len(split)), len(split))
+            count = min(samples_of.get(name, len(split)), len(split))
             part = split.take(torch.arange(count, device=split.labels.device))
             began = time.perf_counter()
             extra: dict[str, Any] = {}
@@ -256,24 +261,21 @@ def evaluate(
         raise UsageError(f"seed must lie in [0, 2**64), not {seed}")
     folder = RunFolder(run)
     recipe, found = folder.recipe(), folder.checkpoint(checkpoint)
-    target, _ = choose_device(device)
+    target, why = choose_device(device)
     net = restored_model(recipe, found).to(target)
     test = open_dataset(recipe.data.at(data_root)).test
     test = test.take(torch.arange(min(samples or len(test), len(test))))
-    report: dict[str, Any] = {
-        "checkpoint": checkpoint,
-        "step": found.record.at.total,
-        "epsilon": recipe.epsilon,
-        "seed": seed,
-        "samples": len(test),
-    }
+    about = identity(checkpoint, found, recipe, seed)
+    done: dict[str, AttackReport] = {}
+    report: dict[str, Any] = {}
     console.line(
         f"{folder.path}: checkpoint {checkpoint} (epoch {found.record.at.epoch}), epsilon {recipe.epsilon}, "
-        f"{len(test)} test images of {recipe.data.name}"
+        f"{len(test)} test images of {recipe.data.name}, on {target} ({why})"
     )
 
     def keep(name: str, result: AttackReport) -> None:
-        _keep(folder.path, report, name, result)
+        done[name] = result
+        report.update(_keep(folder.path, about, len(test), done))
         for warning in result.warnings:
             console.line(f"  AutoAttack warns: {warning}")
 
@@ -282,7 +284,7 @@ def evaluate(
         test.to(target),
         epsilon=parse_pixels(recipe.epsilon, "epsilon"),
         attacks=attacks,
-        step=None if recipe.attack_step is None else parse_pixels(recipe.attack_step, "attack-step"),
+        step=recipe.parsed_attack_step(),
         seed=seed,
         batch_size=batch_size,
         samples_of=samples_of,
@@ -291,24 +293,42 @@ def evaluate(
     return report
 
 
-def _keep(folder: Path, report: dict[str, Any], name: str, result: AttackReport) -> None:
-    """Adds one result to the report, to evaluation.json, and to the history."""
+def _keep(folder: Path, about: dict[str, Any], samples: int, done: dict[str, AttackReport]) -> dict[str, Any]:
+    """Writes the newest of `done` to evaluation.json, which may have grown since, and to the history."""
+    name, result = list(done.items())[-1]
     path = folder / "evaluation.json"
-    about = {key: report[key] for key in ("checkpoint", "step", "epsilon", "seed")}
-    if "attacks" not in report:
-        report["attacks"] = _earlier_attacks(path, about)
-    report["attacks"][name] = asdict(result)
-    report["accuracy"] = {attack: found["accuracy"] for attack, found in report["attacks"].items()}
+    attacks = earlier_attacks(path, about) | {attack: asdict(found) for attack, found in done.items()}
+    accuracy = {attack: found["accuracy"] for attack, found in attacks.items()}
+    # `samples` is that of the evaluation that wrote last; where an earlier attack saw other images, `attacks` says so.
+    report = {**about, "samples": samples, "accuracy": accuracy, "attacks": attacks}
     write_whole(path, json.dumps(report, indent=2) + "\n")
     line = {"date": datetime.now(UTC).isoformat(timespec="seconds"), **about, "attack": name, **asdict(result)}
     with (folder / "evaluations.jsonl").open("a") as file:
         file.write(json.dumps(line) + "\n")
+    return report
 
 
-def _earlier_attacks(path: Path, about: dict[str, Any]) -> dict[str, Any]:
-    """The attacks of an evaluation.json of the same checkpoint, epsilon and seed, each with its own sample count."""
+def earlier_attacks(path: Path, about: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The attacks of an evaluation.json, if it is `about` the same checkpoint, weights, epsilon and seed.
+
+    Returns:
+        `AttackReport`s as dicts, each with its own number of images; empty if there are none, or the file is not ours.
+    """
     try:
         earlier = json.loads(path.read_text())
-        return dict(earlier["attacks"]) if {key: earlier[key] for key in about} == about else {}
-    except (OSError, ValueError, LookupError, TypeError):  # none, or not ours: the history keeps what was there
+        if any(earlier[key] != value for key, value in about.items()):
+            return {}
+        return {name: asdict(AttackReport(**found)) for name, found in earlier["attacks"].items()}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):  # the history keeps what was there
         return {}
+
+
+def identity(which: Which, checkpoint: Checkpoint, recipe: Recipe, seed: int) -> dict[str, Any]:
+    """What two evaluations must share for their attacks to stand in one evaluation.json."""
+    return {
+        "checkpoint": which,
+        "step": checkpoint.record.at.total,
+        "model_sha256": checkpoint.model_sha256,
+        "epsilon": recipe.epsilon,
+        "seed": seed,
+    }

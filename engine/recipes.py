@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
+from fractions import Fraction
 from typing import Annotated, Literal
 
 import tyro
@@ -89,8 +90,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         parse_pixels(self.epsilon, "epsilon")
-        if self.attack_step is not None:
-            parse_pixels(self.attack_step, "attack-step")
+        self.parsed_attack_step()
         for name, smallest in (("epochs", 1), ("batch_size", 2), ("crop_padding", 0)):
             if getattr(self, name) < smallest:
                 raise UsageError(f"{name.replace('_', '-')} must be at least {smallest}, not {getattr(self, name)}")
@@ -105,6 +105,10 @@ class Recipe:
                 f"schedule.milestones {self.schedule.milestones} would never fire in {self.epochs} epochs: "
                 "set --schedule.milestones to epochs below --epochs"
             )
+
+    def parsed_attack_step(self) -> Fraction | None:
+        """`attack_step` in [0, 1] pixel units; None where the attacks choose their own."""
+        return None if self.attack_step is None else parse_pixels(self.attack_step, "attack-step")
 
 
 def smoothing_of(true_class: float, num_classes: int) -> float:
