@@ -30,6 +30,7 @@ class Purpose(IntEnum):
     INITIALISE = 6
     EVALUATE = 7
     SYNTHETIC = 8
+    INITIALISE_GENERATOR = 9
 
 
 def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -76,6 +77,6 @@ def permutation(
 
 
 def derived_seed(seed: int, purpose: Purpose) -> int:
-    """A 63-bit seed for a generator that is not ours (weight initialisation, a library's attack)."""
+    """A 63-bit seed for a generator that is not ours: PyTorch's, where it initialises weights."""
     high, low, _, _ = sample_words(torch.zeros((), dtype=torch.int64), seed=seed, purpose=purpose)
     return ((int(high) << 32) | int(low)) >> 1

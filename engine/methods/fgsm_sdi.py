@@ -16,7 +16,7 @@ import torch.nn.functional as F
 import tyro
 from torch import Tensor, nn
 
-from ...kernels import GeneratorInputs, generator_input, initial_point, signed_step, to_float
+from ...kernels import GeneratorInputs, Purpose, generator_input, initial_point, signed_step, to_float
 from ...loaders import Batch
 from ..errors import UsageError
 from ..models import GeneratorVariant, build_generator, channels_last, seeded_initialisation
@@ -73,7 +73,7 @@ class FgsmSdi(Method):
         self.alpha = setting.epsilon if options.alpha is None else parse_pixels(options.alpha, "method.alpha")
         channels = setting.channels * (2 if options.inputs == "benign+grad" else 1)
         build = partial(build_generator, options.generator, channels, setting.channels, options.generator_width)
-        generator = seeded_initialisation(build, setting.seed)
+        generator = seeded_initialisation(build, setting.seed, Purpose.INITIALISE_GENERATOR)
         self.generator = channels_last(generator.to(setting.device, setting.dtype)).eval()
         self.optimizer = torch.optim.Adam(
             self.generator.parameters(), lr=options.generator_lr, weight_decay=options.generator_weight_decay

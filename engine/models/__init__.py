@@ -89,13 +89,13 @@ def build_model(options: ModelOptions, shape: NetShape) -> ResNet:
     )
 
 
-def seeded_initialisation(build: Callable[[], Net], seed: int) -> Net:
+def seeded_initialisation(build: Callable[[], Net], seed: int, purpose: Purpose = Purpose.INITIALISE) -> Net:
     """Builds a net whose initial weights are a function of the seed alone; no other random state is touched.
 
     Built on the CPU, so that they do not depend on the device either.
     """
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derived_seed(seed, Purpose.INITIALISE))
+        torch.manual_seed(derived_seed(seed, purpose))
         return build()
 
 
