@@ -34,7 +34,7 @@ setup(
         "numpy",
         "scikit-learn",  # the embedded digits
         "safetensors",
-        "pydantic>=2",  # strict reading of config.json
+        "pydantic>=2.12",  # strict reading of config.json
         "tyro>=1,<2",  # parsing.py reads the layout of its messages
         "tqdm",
     ],

@@ -76,12 +76,12 @@ def compare_methods(
     for name in attacks:
         if name in LIBRARY_ATTACKS:  # before hours of training
             check_available(LIBRARY_ATTACKS[name], classes=10)
+    runs = {name: [replace(variant, seed=seed) for seed in seeds] for name, variant in variants.items()}
     ratios = _step_ratios(variants, choose_device(device)[0])
     rows = []
-    for name, variant in variants.items():
+    for name, recipes_of_seeds in runs.items():
         found = [
-            _evaluated(replace(variant, seed=seed), out / f"{name}-{seed}", attacks, samples_of or {}, device)
-            for seed in seeds
+            _evaluated(one, out / f"{name}-{one.seed}", attacks, samples_of or {}, device) for one in recipes_of_seeds
         ]
         accuracy = {attack: [report[attack]["accuracy"] for report in found] for attack in attacks}
         images = {attack: found[0][attack]["samples"] for attack in attacks}
@@ -103,8 +103,9 @@ def _evaluated(
         raise Stopped(f"stopped on request; {path} is saved, the same command goes on")
     images = len(open_dataset(recipe.data).test)
     wanted = {attack: min(samples_of.get(attack, images), images) for attack in attacks}
-    about = identity("best", RunFolder(path).checkpoint("best"), recipe, seed=0)
-    done = earlier_attacks(path / "evaluation.json", about)
+    folder = RunFolder(path)
+    about = identity("best", folder.checkpoint("best"), recipe, seed=0)
+    done = earlier_attacks(folder.evaluation, about)
     missing = [attack for attack, count in wanted.items() if done.get(attack, {}).get("samples") != count]
     if missing:
         root = recipe.data.root

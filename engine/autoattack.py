@@ -156,7 +156,8 @@ class _Log(logging.Handler):
     def __exit__(self, *exception: object) -> None:
         logger = logging.getLogger("auto-attack")
         logger.removeHandler(self)
-        logger.level, logger.propagate = self.before
+        logger.setLevel(self.before[0])
+        logger.propagate = self.before[1]
 
 
 @contextmanager
@@ -190,6 +191,8 @@ def _check_images(images: Tensor, x_adv: Tensor, epsilon: Fraction) -> None:
 @torch.no_grad()
 def _check_predictions(net: nn.Module, x_adv: Tensor, labels: Tensor, robust: Tensor, batch_size: int) -> None:
     logits = torch.cat([net(part) for part in x_adv.split(batch_size)])
+    if not logits.isfinite().all():
+        raise EvaluationError("the net's logits on AutoAttack's images are not finite: its accuracy means nothing")
     disputed = (logits.argmax(dim=1) == labels) != robust
     top = logits.topk(2, dim=1).values
     clear = (top[:, 0] - top[:, 1]) > BOUNDARY_SLACK * top.abs().amax(dim=1).clamp(min=1)

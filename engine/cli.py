@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
@@ -15,15 +16,15 @@ import tyro
 
 from ..loaders import REGISTRY, DataError, DatasetName, prepare
 from . import console, recipes
-from .errors import EvaluationError, Stopped, UsageError
+from .errors import Diverged, EvaluationError, Stopped, UsageError
 from .evaluation import ATTACKS, AttackName, evaluate
 from .methods import METHODS, method_options
 from .parsing import parse
 from .recipes import Recipe
-from .run_folder import Which
+from .run_folder import RunFolder, Which
 from .trainer import train
 
-DONE, WRONG_USE, STOPPED, INTERRUPTED = 0, 2, 75, 130
+DONE, WRONG_USE, STOPPED, DIVERGED, INTERRUPTED = 0, 2, 75, 76, 130
 SHORT_EVALUATION_SAMPLES = 1000
 
 HELP = """\
@@ -35,7 +36,8 @@ hardfast: adversarially robust image classifiers, fast
   hardfast data list | prepare NAME         the data sets; fetches one and checks it
   hardfast bench methods RECIPE --out DIR   trains and attacks several methods over several seeds: a table
 
-Each says more with --help. Exit codes: 0 done, 2 wrong use, 75 stopped on request and resumable.
+Each says more with --help. Exit codes: 0 done, 2 wrong use, 75 stopped on request and resumable, 76 training
+diverged, 130 interrupted at once.
 """
 
 
@@ -73,8 +75,14 @@ def run_train(argv: Sequence[str]) -> int:
     outcome = train(asked.recipe, asked.out, device=asked.device)
     if outcome.stopped:
         raise Stopped(f"stopped on request; everything is saved in {outcome.folder}, the same command resumes")
-    if asked.evaluate and outcome.trained:
-        evaluate(outcome.folder, attacks=("clean", "pgd-10"), samples=SHORT_EVALUATION_SAMPLES, device=asked.device)
+    if asked.evaluate and (outcome.trained or not RunFolder(outcome.folder).evaluation.exists()):
+        evaluate(
+            outcome.folder,
+            attacks=("clean", "pgd-10"),
+            samples=SHORT_EVALUATION_SAMPLES,
+            device=asked.device,
+            data_root=asked.recipe.data.root,
+        )
     console.line(f"done: next, `hardfast evaluate {outcome.folder} --attacks clean pgd-20 aa`")
     return DONE
 
@@ -117,8 +125,6 @@ class EvaluateArguments:
 def run_evaluate(argv: Sequence[str]) -> int:
     """hardfast evaluate DIR [options]"""
     asked = parse(EvaluateArguments, argv, "hardfast evaluate")
-    if asked.aa_samples is not None and asked.aa_samples < 1:
-        raise UsageError(f"--aa-samples must be at least 1, not {asked.aa_samples}")
     report = evaluate(
         asked.run,
         attacks=asked.attacks,
@@ -135,7 +141,8 @@ def run_evaluate(argv: Sequence[str]) -> int:
     console.line()
     console.line(console.table(["attack", "accuracy", "images"], rows))
     if asked.json is not None:
-        Path(asked.json).write_text(json.dumps(report, indent=2) + "\n")
+        only = {key: {name: report[key][name] for name, _ in done} for key in ("accuracy", "attacks")}
+        Path(asked.json).write_text(json.dumps(report | only, indent=2) + "\n")
     return DONE
 
 
@@ -288,8 +295,13 @@ def run(argv: Sequence[str]) -> int:
         return WRONG_USE
     except OSError as error:
         place = f"{error.filename}: " if error.filename else ""
-        console.error(f"hardfast: {place}{error.strerror or error}: free space or choose another place, then repeat")
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO)
+        advice = ": free space or choose another place, then repeat the command" if full else ""
+        console.error(f"hardfast: {place}{error.strerror or error}{advice}")
         return WRONG_USE
+    except Diverged as error:
+        console.error(f"hardfast: {error}")
+        return DIVERGED
     except KeyboardInterrupt:
         console.error("hardfast: interrupted; a run keeps its last whole checkpoint, and `hardfast train` resumes it")
         return INTERRUPTED

@@ -40,7 +40,6 @@ def describe_environment(device: torch.device) -> dict[str, Any]:
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "git": git_revision(),
-        "hardfast": metadata.version("hardfast"),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "numpy": metadata.version("numpy"),
@@ -48,6 +47,8 @@ def describe_environment(device: torch.device) -> dict[str, Any]:
             "torch": torch.__version__,
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu {platform.machine()}",
             "cuda": torch.version.cuda if device.type == "cuda" else None,
+            "cpu": torch.backends.cpu.get_cpu_capability(),
+            "hardfast": metadata.version("hardfast"),
             "threads": torch.get_num_threads(),
             "precision": "float32",
             "memory_format": "channels_last",
@@ -60,15 +61,14 @@ def describe_environment(device: torch.device) -> dict[str, Any]:
 
 def git_revision() -> str | None:
     """The commit of the source tree this package runs from, with `+` where files differ from it; None outside one."""
-    folder = Path(__file__).parent
+    here = Path(__file__)
+
+    def git(*words: str) -> str:
+        done = subprocess.run(["git", *words], cwd=here.parent, capture_output=True, text=True, timeout=10, check=True)
+        return done.stdout.strip()
+
     try:
-        revision = subprocess.run(
-            ["git", "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"],
-            cwd=folder,
-            capture_output=True,
-            text=True,
-            timeout=10,
-        )
-    except (OSError, subprocess.TimeoutExpired):
+        git("ls-files", "--error-unmatch", here.name)  # not the repository of a project we are only installed in
+        return git("describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*")
+    except (OSError, subprocess.SubprocessError):
         return None
-    return revision.stdout.strip() or None

@@ -13,5 +13,9 @@ class Stopped(Exception):
     """A signal asked for a stop, and everything is saved. The command exits 75."""
 
 
+class Diverged(RuntimeError):
+    """Training produced a loss or weights that are not finite. The command exits 76."""
+
+
 class EvaluationError(RuntimeError):
     """An attack's result contradicts itself, so its number must not be reported. The command exits 2."""

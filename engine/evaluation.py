@@ -275,7 +275,7 @@ def evaluate(
 
     def keep(name: str, result: AttackReport) -> None:
         done[name] = result
-        report.update(_keep(folder.path, about, len(test), done))
+        report.update(_keep(folder, about, len(test), done))
         for warning in result.warnings:
             console.line(f"  AutoAttack warns: {warning}")
 
@@ -293,17 +293,17 @@ def evaluate(
     return report
 
 
-def _keep(folder: Path, about: dict[str, Any], samples: int, done: dict[str, AttackReport]) -> dict[str, Any]:
+def _keep(folder: RunFolder, about: dict[str, Any], samples: int, done: dict[str, AttackReport]) -> dict[str, Any]:
     """Writes the newest of `done` to evaluation.json, which may have grown since, and to the history."""
     name, result = list(done.items())[-1]
-    path = folder / "evaluation.json"
+    path = folder.evaluation
     attacks = earlier_attacks(path, about) | {attack: asdict(found) for attack, found in done.items()}
     accuracy = {attack: found["accuracy"] for attack, found in attacks.items()}
     # `samples` is that of the evaluation that wrote last; where an earlier attack saw other images, `attacks` says so.
     report = {**about, "samples": samples, "accuracy": accuracy, "attacks": attacks}
     write_whole(path, json.dumps(report, indent=2) + "\n")
     line = {"date": datetime.now(UTC).isoformat(timespec="seconds"), **about, "attack": name, **asdict(result)}
-    with (folder / "evaluations.jsonl").open("a") as file:
+    with (folder.path / "evaluations.jsonl").open("a") as file:
         file.write(json.dumps(line) + "\n")
     return report
 

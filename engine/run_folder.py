@@ -1,8 +1,11 @@
 """A run is a folder: what was asked for, where it ran, what happened, what came out.
 
-config.json        the recipe            log.jsonl         one line per epoch
-environment.json   device and versions   evaluation.json   accuracy in percent per attack
-checkpoints/       see checkpoint.py
+config.json         the recipe
+environment.json    device, versions and numerics of every start
+log.jsonl           one line per epoch
+checkpoints/        see checkpoint.py
+evaluation.json     accuracy in percent per attack, the newest of each on one checkpoint
+evaluations.jsonl   every attack's result, a line each
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ import torch
 from torch import nn
 
 from . import recipes
-from .checkpoint import Checkpoint, CheckpointStore, load_strictly
+from .checkpoint import MODEL, Checkpoint, CheckpointStore, load_strictly
 from .errors import CheckpointError, UsageError
 from .models import build_model, channels_last
 from .recipes import Recipe
@@ -45,6 +48,15 @@ class RunFolder:
     def log(self) -> Path:
         """One line per epoch."""
         return self.path / "log.jsonl"
+
+    @property
+    def evaluation(self) -> Path:
+        """The newest result of each attack on one checkpoint."""
+        return self.path / "evaluation.json"
+
+    @property
+    def _lock(self) -> Path:
+        return self.path / ".lock"
 
     @property
     def environment(self) -> Path:
@@ -93,28 +105,26 @@ class RunFolder:
         if self.config.exists():
             first = _first_difference(json.loads(recipes.to_json(self.recipe())), json.loads(recipes.to_json(recipe)))
             if first is not None:
-                if not any(self.store.folder.glob("step-*")):
+                if not any(self.store.folder.glob("step-*")) and not self.evaluation.exists():
                     return False  # a start that failed before its first checkpoint: nothing is lost
                 raise UsageError(
                     f"--out {self.path} holds another run: its {first[0]} is {first[1]}, yours {first[2]}; "
                     "choose another --out, or repeat that run's options to resume it"
                 )
             return True
-        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+        others = (
+            [path for path in self.path.iterdir() if path != self._lock] if self.path.is_dir() else self.path.exists()
+        )
+        if others:
             raise UsageError(f"--out {self.path} exists and holds no run: choose a new or an empty folder")
         return False
 
     def create(self, recipe: Recipe) -> None:
-        """Makes the folder and its config.json.
-
-        Raises:
-            UsageError: it cannot be written.
-        """
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            write_whole(self.config, recipes.to_json(recipe))
-        except OSError as error:
-            raise UsageError(f"--out {self.path} cannot be written ({error.strerror}): choose another folder") from None
+        """Makes this the folder of a new run; what a failed start left is removed."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        for leftover in (self.log, self.environment):
+            leftover.unlink(missing_ok=True)
+        write_whole(self.config, recipes.to_json(recipe))
 
     def checkpoint(self, which: Which) -> Checkpoint:
         """The newest checkpoint, or the best one by its record; verified.
@@ -127,6 +137,8 @@ class RunFolder:
             damaged = f" ({self.store.rejected[0]})" if self.store.rejected else ""
             raise CheckpointError(f"{self.store.folder} holds no whole checkpoint{damaged}: train the run again")
         if which == "last":
+            if self.store.rejected:
+                raise CheckpointError(f"{self.store.rejected[0]}; `hardfast train` goes on from the one before it")
             return last
         best = last.record.best
         if best is None:
@@ -149,12 +161,13 @@ class RunFolder:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Keeps other processes from training into this folder.
+        """Keeps other processes from training into this folder, which is made if it is not there.
 
         Raises:
             UsageError: one does.
         """
-        with (self.path / ".lock").open("w") as file:
+        self.path.mkdir(parents=True, exist_ok=True)
+        with self._lock.open("w") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -182,7 +195,7 @@ def load_model(run: Path | str, *, checkpoint: Which = "best", device: torch.dev
 def restored_model(recipe: Recipe, checkpoint: Checkpoint) -> nn.Module:
     """The classifier of one verified checkpoint, on the CPU, in eval mode."""
     net = channels_last(build_model(recipe.model, checkpoint.record.net))
-    load_strictly(net, checkpoint.model(), checkpoint.path / "model.safetensors")
+    load_strictly(net, checkpoint.model(), checkpoint.path / MODEL)
     return net.eval()
 
 

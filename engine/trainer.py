@@ -12,7 +12,7 @@ import torch
 from ..loaders import open_dataset
 from . import console
 from .environment import choose_device, describe_environment
-from .errors import UsageError
+from .errors import CheckpointError, Diverged, EvaluationError, UsageError
 from .evaluation import evaluate_net
 from .methods import Position
 from .recipes import Recipe
@@ -47,20 +47,21 @@ def train(recipe: Recipe, out: Path | str, *, device: str = "auto") -> Outcome:
         device: auto, cpu, cuda or cuda:N.
 
     Raises:
-        UsageError: wrong options, a folder that holds another run, or training that diverged.
+        UsageError: wrong options, or a folder that holds another run.
+        Diverged: the loss or the weights are not finite any more.
         DataError: the data set is missing or damaged.
         CheckpointError: no checkpoint of the folder fits its config.json.
     """
     target, why = choose_device(device)
     folder = RunFolder(out)
-    resuming = folder.holds(recipe)
+    folder.holds(recipe)  # refuses another run's folder before the data are read
     run = Run(recipe, open_dataset(recipe.data), target)
-    if not resuming:
-        folder.create(recipe)
     with folder.lock(), StopRequest() as stop:
         _announce(run, why)
-        if resuming:
+        if folder.holds(recipe):  # asked again: another process may have been here
             _restore(run, folder)
+        else:
+            folder.create(recipe)
         done_before = run.at.total
         if run.at.epoch < recipe.epochs:
             changed = folder.note_environment(describe_environment(target))
@@ -116,18 +117,28 @@ def end_epoch(run: Run, folder: RunFolder, began: float) -> None:
     """Held-out accuracy, the checkpoint, the log's line."""
     recipe, at = run.recipe, run.at
     loss, accuracy = run.tally.read()
+    diverged = Diverged(
+        f"training diverged in epoch {at.epoch + 1} (loss {loss:.3g}): lower --optimizer.lr (now "
+        f"{recipe.optimizer.lr:g}) with another --out; {folder.path} keeps the checkpoints before it"
+    )
     if not math.isfinite(loss):
-        raise UsageError(
-            f"training diverged in epoch {at.epoch + 1} (loss {loss}): lower --optimizer.lr (now "
-            f"{recipe.optimizer.lr}); {folder.path} keeps the checkpoints before it"
-        )
+        raise diverged
     run.tally.clear()
     at.epoch, at.step = at.epoch + 1, 0
     split = run.data.heldout if recipe.select_on == "heldout" else run.data.test
     run.net.eval()
-    checked = evaluate_net(
-        run.net, split.to(run.device), epsilon=run.epsilon, attacks=("clean", "pgd-10"), seed=recipe.seed, quiet=True
-    ).accuracy
+    try:
+        checked = evaluate_net(
+            run.net,
+            split.to(run.device),
+            epsilon=run.epsilon,
+            attacks=("clean", "pgd-10"),
+            step=recipe.parsed_attack_step(),
+            seed=recipe.seed,
+            quiet=True,
+        ).accuracy
+    except (UsageError, EvaluationError):  # its last update made the weights infinite
+        raise diverged from None
     # A later epoch wins a tie, as in the released code: it has trained longer.
     score = checked[run.method.select_by]
     best = run.best is None or score >= run.best.score
@@ -176,6 +187,12 @@ def _restore(run: Run, folder: RunFolder) -> None:
         console.line(f"{folder.path} holds this run but no whole checkpoint of it: starting again")
     else:
         run.restore(latest)
+        if run.best is not None:
+            try:
+                folder.store.open(folder.store.path(run.best.step))
+            except CheckpointError as error:
+                console.line(f"rejected: {error}; the next epoch is the best again")
+                run.best = None
     folder.truncate_log(run.at.epoch)
     if run.at.epoch == run.recipe.epochs:
         console.line(f"already trained: {folder.path} holds all {run.recipe.epochs} epochs")

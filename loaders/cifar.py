@@ -18,7 +18,7 @@ import torch
 
 from .dataset import Published, Split, checked_split
 from .download import check_sha256, fetch
-from .errors import DataError
+from .errors import DataError, MissingDataError
 
 PIXEL_BYTES = 3 * 32 * 32
 LARGEST_FILE = 200 << 20  # a member that claims more is not unpacked whole; the largest real one has 154 MB
@@ -76,7 +76,7 @@ def read_cifar(spec: Cifar, root: Path) -> Published:
     places = [folder / item for folder in (root / spec.name, root) for item in (spec.folder, spec.archive)]
     source = next((place for place in places if place.exists()), None)
     if source is None:
-        raise DataError(
+        raise MissingDataError(
             f"{spec.name} was not found: {root} holds neither {spec.folder}/ nor {spec.archive}; "
             f"run `hardfast data prepare {spec.name} --root {root}`, or put the binary version there"
         )

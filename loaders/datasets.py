@@ -12,7 +12,7 @@ from ..kernels import Purpose
 from .cifar import CIFAR10, CIFAR100, fetch_cifar, read_cifar
 from .dataset import Dataset, Published, cut
 from .digits import read_digits
-from .errors import DataError
+from .errors import DataError, MissingDataError
 from .fashion_mnist import fetch_fashion_mnist, read_fashion_mnist
 from .synthetic import SyntheticShape, make_synthetic
 
@@ -57,14 +57,14 @@ class Entry:
     about: str
     read: Callable[[DataOptions], Published]
     fetch: Callable[[Path, str | None], None] | None = None  # (root, mirror); None where nothing is to fetch
-    default_size: int | None = None  # of the sets whose size the user may choose
+    sized: bool = False  # whether the user may choose the size of its images
 
 
 REGISTRY: dict[DatasetName, Entry] = {
     "digits": Entry(
         "1,797 handwritten digits, embedded in scikit-learn; enlarged from 8x8, three channels",
-        lambda options: read_digits(options.image_size or 16),
-        default_size=16,
+        lambda options: read_digits(16 if options.image_size is None else options.image_size),
+        sized=True,
     ),
     "fashion-mnist": Entry(
         "70,000 grey images of clothes, 28x28; IDX files, Debian's dataset-fashion-mnist, or downloaded",
@@ -83,8 +83,8 @@ REGISTRY: dict[DatasetName, Entry] = {
     ),
     "synthetic": Entry(
         "random bytes of any shape, for benchmarks; nothing to learn",
-        lambda options: make_synthetic(options.synthetic, options.image_size or 32),
-        default_size=32,
+        lambda options: make_synthetic(options.synthetic, 32 if options.image_size is None else options.image_size),
+        sized=True,
     ),
 }
 
@@ -109,7 +109,7 @@ def prepare(name: str, root: Path, *, mirror: str | None = None) -> str:
         return "nothing to fetch: it comes with the engine"
     try:
         return entry.read(options).source
-    except DataError:
+    except MissingDataError:
         entry.fetch(root, mirror)
         return entry.read(options).source
 
@@ -127,7 +127,7 @@ def open_dataset(options: DataOptions) -> Dataset:
         DataError: unknown name, missing or damaged file, or an option that does not fit the data set.
     """
     entry = _entry(options)
-    if options.image_size is not None and entry.default_size is None:
+    if options.image_size is not None and not entry.sized:
         raise DataError(
             f"data.image-size {options.image_size} does not apply to {options.name}, whose images have their own size: "
             "drop it, or pass --data.image-size None where the recipe sets it"

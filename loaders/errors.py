@@ -3,3 +3,7 @@
 
 class DataError(ValueError):
     """What is wrong, where, and what to do, in one line."""
+
+
+class MissingDataError(DataError):
+    """A data set, or a file of it, is not there: fetching it may help."""

@@ -17,7 +17,7 @@ import torch
 
 from .dataset import Published, Split, checked_split
 from .download import fetch
-from .errors import DataError
+from .errors import DataError, MissingDataError
 
 CLASSES = 10
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")  # where Debian's package dataset-fashion-mnist puts them
@@ -95,7 +95,7 @@ def read_idx(path: Path, file: IdxFile) -> np.ndarray:
         with gzip.open(path) as stream:
             content = stream.read(expected_bytes + 1)  # bounded: a bomb is not unpacked
     except FileNotFoundError:
-        raise DataError(
+        raise MissingDataError(
             f"{path} is missing: run `hardfast data prepare fashion-mnist --root ROOT` and use --data.root ROOT, "
             "or install Debian's package dataset-fashion-mnist"
         ) from None

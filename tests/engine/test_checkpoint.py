@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors
 import torch
 from torch import Tensor, nn
 
@@ -80,7 +81,7 @@ def test_a_failed_save_leaves_the_others_and_nothing_half_written(
     save(store, 1)
 
     def no_space(*args: object) -> None:
-        raise OSError(28, "No space left on device")
+        raise safetensors.SafetensorError("Error while serializing: No space left on device")
 
     monkeypatch.setattr("hardfast.engine.checkpoint.save_file", no_space)
     with pytest.raises(OSError, match="No space"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ import torch.nn.functional as F
 
 from hardfast.engine import Recipe, UsageError, evaluate_net, load_model, recipes, train
 from hardfast.engine.checkpoint import MODEL, STATE
+from hardfast.engine.errors import Diverged
 from hardfast.engine.methods import METHODS, method_options
 from hardfast.engine.recipes import OptimizerOptions
 from hardfast.engine.run import Run
@@ -217,12 +219,16 @@ def test_two_processes_cannot_train_into_one_folder(quick_recipe: Recipe, tmp_pa
     folder.create(recipe)
     with folder.lock(), pytest.raises(UsageError, match="another process"):
         train(recipe, tmp_path / "run")
+    # Nor may a second recipe take a folder over whose first checkpoint is still to come.
+    with folder.lock(), pytest.raises(UsageError, match="another process"):
+        train(replace(recipe, epsilon="1/255"), tmp_path / "run")
+    assert folder.recipe() == recipe
     assert train(recipe, tmp_path / "run").finished
 
 
 def test_a_start_that_failed_does_not_block_its_folder(quick_recipe: Recipe, tmp_path: Path) -> None:
     diverging = replace(quick_recipe, epochs=1, optimizer=OptimizerOptions(lr=1e6))
-    with pytest.raises(UsageError, match=r"diverged in epoch 1 .*optimizer.lr"):
+    with pytest.raises(Diverged, match=r"diverged in epoch 1 .*optimizer.lr"):
         train(diverging, tmp_path / "run")
     assert train(replace(quick_recipe, epochs=1), tmp_path / "run").finished
 
@@ -232,6 +238,20 @@ def test_moving_the_data_or_rewording_a_preset_does_not_orphan_a_run(quick_recip
     train(recipe, tmp_path / "run")
     moved = replace(recipe, about="said otherwise", data=replace(recipe.data, root="/elsewhere"))
     assert not train(moved, tmp_path / "run").trained
+
+
+def test_a_lost_best_checkpoint_is_replaced(
+    quick_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = replace(quick_recipe, epochs=2)
+    with monkeypatch.context() as patch:
+        patch.setattr("hardfast.engine.trainer.StopRequest", StopAt)
+        StopAt.countdown = 30
+        train(recipe, tmp_path / "run")
+    shutil.rmtree(RunFolder(tmp_path / "run").checkpoint("best").path)
+    train(recipe, tmp_path / "run")
+    assert "rejected" in capsys.readouterr().out
+    assert RunFolder(tmp_path / "run").checkpoint("best").record.at.epoch == 2
 
 
 def test_selecting_on_the_test_set_says_so(quick_recipe: Recipe, tmp_path: Path) -> None:
