@@ -116,7 +116,7 @@ def smoothing_of(true_class: float, num_classes: int) -> float:
     return (1 - true_class) * num_classes / (num_classes - 1)
 
 
-# The first release of FGSM-SDI (2022-07), which the paper's tables were made with, left 0.9 on the true class.
+# The first release of FGSM-SDI (2022-07), the nearest in time to the paper's tables, left 0.9 on the true class.
 _PAPER_CIFAR10 = Recipe(
     name="cifar10-resnet18",
     about="Table V: ResNet18 on CIFAR-10, 110 epochs, learning rate x0.1 at 100 and 105",
