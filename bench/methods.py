@@ -6,6 +6,7 @@ import csv as csv_files
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -73,9 +74,10 @@ def compare_methods(
         csv.parent.mkdir(parents=True, exist_ok=True)
         csv.touch()  # fails now rather than after all the work
     variants = {name: _with_method(recipe, name) for name in methods}
+    classes = open_dataset(recipe.data).num_classes
     for name in attacks:
         if name in LIBRARY_ATTACKS:  # before hours of training
-            check_available(LIBRARY_ATTACKS[name], classes=10)
+            check_available(LIBRARY_ATTACKS[name], classes=classes)
     runs = {name: [replace(variant, seed=seed) for seed in seeds] for name, variant in variants.items()}
     ratios = _step_ratios(variants, choose_device(device)[0])
     rows = []
@@ -126,7 +128,7 @@ def _step_ratios(variants: dict[str, Recipe], device: torch.device) -> dict[str,
 def _steps(recipe: Recipe, count: int, device: torch.device) -> Callable[[], None]:
     """`count` whole training steps (craft and descend, without the loader) on batches of the recipe's data."""
     run = Run(recipe, open_dataset(recipe.data), device)
-    batches = [batch for batch, _ in zip(run.loader.epoch(0), range(count), strict=False)]
+    batches = list(islice(run.loader.epoch(0), count))
 
     def call() -> None:
         run.net.train()
