@@ -31,6 +31,7 @@ setup(
     package_data={name: ["py.typed"] for name in names},
     install_requires=[
         "torch>=2.11",
+        "triton",  # the CUDA build of torch brings it; a CPU build does not, and the kernels are defined everywhere
         "numpy",
         "scikit-learn",  # the embedded digits
         "safetensors",
@@ -40,7 +41,7 @@ setup(
     ],
     extras_require={
         "eval": ["pyautoattack==0.2.0"],
-        "test": ["pytest", "pytest-xdist", "hypothesis", "mypy", "ruff", "types-tqdm"],
+        "test": ["pytest", "pytest-xdist", "hypothesis", "mypy", "pytest-benchmark", "ruff", "types-tqdm"],
     },
     entry_points={"console_scripts": ["hardfast=hardfast.engine.cli:main"]},
 )

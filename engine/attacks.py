@@ -12,7 +12,7 @@ from fractions import Fraction
 import torch
 from torch import Tensor, nn
 
-from ..kernels import Purpose, pixel_bounds, random_start
+from ..kernels import Purpose, pixel_bounds, random_key, random_start
 from .step import Objective, projected_ascent, summed_cross_entropy
 
 
@@ -54,7 +54,8 @@ class GradientAttack:
         """
         start = torch.zeros_like(x, dtype=torch.float32)
         if self.random_start:
-            start = random_start(x, index, radius=epsilon, seed=seed, epoch=0, purpose=Purpose.EVALUATE)
+            key = random_key(seed, device=x.device)
+            start = random_start(x, index, key=key, radius=epsilon, purpose=Purpose.EVALUATE)
         return projected_ascent(
             net,
             x,

@@ -1,20 +1,15 @@
 """The elementwise work of an adversarial step: exact projection, counter-based noise, augmentation.
 
-Today every operation is its plain-PyTorch reference (`reference.py`), on every device.
+Each operation is a Triton kernel on a GPU and its plain-PyTorch reference (`reference.py`) on a CPU, bit-equal in
+float32, registered under `torch.ops.hardfast` for eager and compiled use.
 """
 
-from .philox import Purpose, derived_seed, permutation, philox, sample_words
+from .crop import augment
+from .noise import random_start
+from .perturb import initial_point, project, signed_step
+from .philox import Purpose, derived_seed, permutation, philox, random_key, sample_words
+from .pixels import GeneratorInputs, generator_input, to_float
 from .projection import PixelBounds, pixel_bounds
-from .reference import (
-    GeneratorInputs,
-    augment,
-    generator_input,
-    initial_point,
-    project,
-    random_start,
-    signed_step,
-    to_float,
-)
 
 __all__ = [
     "GeneratorInputs",
@@ -28,6 +23,7 @@ __all__ = [
     "philox",
     "pixel_bounds",
     "project",
+    "random_key",
     "random_start",
     "sample_words",
     "signed_step",

@@ -33,12 +33,12 @@ class Purpose(IntEnum):
     INITIALISE_GENERATOR = 9
 
 
-def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def philox(counter: tuple[Tensor | int, ...], seed: Tensor | int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Four random 32-bit words for each counter.
 
     Args:
-        counter: four broadcastable int64 tensors whose values lie in [0, 2**32).
-        seed: the 64-bit key, in [0, 2**64).
+        counter: four words in [0, 2**32): broadcastable int64 tensors, or integers beside at least one tensor.
+        seed: the 64-bit key, in [0, 2**64); as a tensor, int64 with the same 64 bits.
 
     Returns:
         Four int64 tensors of the broadcast shape, with values in [0, 2**32).
@@ -46,10 +46,12 @@ def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], seed: int) -> tuple[T
     Raises:
         ValueError: seed is outside [0, 2**64).
     """
-    if not 0 <= seed < 1 << 64:
+    if isinstance(seed, int) and not 0 <= seed < 1 << 64:
         raise ValueError(f"seed must lie in [0, 2**64), not {seed}")
-    c0, c1, c2, c3 = torch.broadcast_tensors(*counter)
-    k0, k1 = seed & MASK32, seed >> 32
+    device = next(word.device for word in counter if isinstance(word, Tensor))
+    full = (torch.full((), w, dtype=torch.int64, device=device) if isinstance(w, int) else w for w in counter)
+    c0, c1, c2, c3 = torch.broadcast_tensors(*full)
+    k0, k1 = seed & MASK32, (seed >> 32) & MASK32
     for _ in range(ROUNDS):
         # The 64-bit product wraps modulo 2**64 in a signed int64; shift and mask recover its unsigned halves.
         p0, p1 = c0 * MULTIPLIERS[0], c2 * MULTIPLIERS[1]
@@ -61,11 +63,32 @@ def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], seed: int) -> tuple[T
 
 
 def sample_words(
-    index: Tensor, *, seed: int, purpose: Purpose, epoch: int = 0
+    index: Tensor, *, seed: Tensor | int, purpose: Purpose, epoch: Tensor | int = 0, step: Tensor | int = 0
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Four random words for each sample of `index` (int64, any shape), for one purpose and epoch."""
-    zero = torch.zeros((), dtype=torch.int64, device=index.device)
-    return philox((zero, index, zero + epoch, zero + int(purpose)), seed)
+    """Four random words for each sample of `index` (int64, any shape), for one purpose, epoch and step."""
+    return philox((0, index, epoch, int(purpose) + (step << 8)), seed)
+
+
+def random_key(seed: int, *, epoch: int = 0, step: int = 0, device: torch.device | str = "cpu") -> Tensor:
+    """(seed, epoch, step) as an int64 tensor [3], which `random_start` and `augment` read on the device.
+
+    A captured CUDA graph draws fresh numbers once its key was written anew (`key[1].fill_(epoch)`); numbers handed over
+    from Python would be frozen into it.
+
+    Args:
+        seed: in [0, 2**64).
+        epoch: in [0, 2**32): an epoch, or a restart.
+        step: in [0, 2**24). The engine leaves it at 0: its numbers depend on the sample and the epoch alone, so not on
+            the batch a sample fell into.
+        device: where the kernels run.
+
+    Raises:
+        ValueError: one of them is outside its range.
+    """
+    for name, value, limit in (("seed", seed, 64), ("epoch", epoch, 32), ("step", step, 24)):
+        if not 0 <= value < 1 << limit:
+            raise ValueError(f"{name} must lie in [0, 2**{limit}), not {value}")
+    return torch.tensor([seed - (seed >> 63 << 64), epoch, step], dtype=torch.int64, device=device)
 
 
 def permutation(

@@ -7,9 +7,10 @@ ball can be found once, in exact rationals, and the projection becomes `min(max(
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,11 +19,29 @@ from torch import Tensor
 _NUMPY: dict[torch.dtype, type[np.floating[Any]]] = {torch.float32: np.float32, torch.float64: np.float64}
 
 
-class PixelBounds(NamedTuple):
-    """Where an attacked pixel may lie, by its clean byte value k: `lower[k] <= x_adv <= upper[k]` (shape [256])."""
+@dataclass(frozen=True, slots=True)
+class PixelBounds:
+    """Where an attacked pixel may lie; from `pixel_bounds`.
 
-    lower: Tensor
-    upper: Tensor
+    Attributes:
+        table: [2, 256] by the clean byte k: `table[0, k] <= x_adv <= table[1, k]`.
+        radius: the largest float of the table's dtype that is not above epsilon, for pixels that are floats already.
+        box: whether x_adv must also lie in [0, 1].
+    """
+
+    table: Tensor
+    radius: float
+    box: bool
+
+    @property
+    def lower(self) -> Tensor:
+        """[256]: the smallest value that an attacked pixel may take."""
+        return self.table[0]
+
+    @property
+    def upper(self) -> Tensor:
+        """[256]: the largest."""
+        return self.table[1]
 
 
 def pixel_bounds(
@@ -46,12 +65,11 @@ def pixel_bounds(
         raise ValueError(f"epsilon must lie in [0, 1], not {epsilon}")
     if dtype not in _NUMPY:
         raise ValueError(f"dtype must be float32 or float64 to hold adversarial pixels, not {dtype}")
-    lower, upper = _tables(epsilon, box, dtype)
-    return PixelBounds(lower.to(device), upper.to(device))
+    return PixelBounds(_table(epsilon, box, dtype).to(device), float(_round_down(Fraction(epsilon), dtype)), box)
 
 
 @lru_cache(maxsize=64)
-def _tables(epsilon: Fraction, box: bool, dtype: torch.dtype) -> PixelBounds:
+def _table(epsilon: Fraction, box: bool, dtype: torch.dtype) -> Tensor:
     lower, upper = [], []
     for k in range(256):
         exact = Fraction(k, 255)
@@ -63,7 +81,8 @@ def _tables(epsilon: Fraction, box: bool, dtype: torch.dtype) -> PixelBounds:
         # Where epsilon is smaller than the rounding of the pixel itself, the clean pixel is the whole ball.
         lower.append(min(_round_up(low, dtype), pixel))
         upper.append(max(_round_down(high, dtype), pixel))
-    return PixelBounds(torch.from_numpy(np.array(lower)), torch.from_numpy(np.array(upper)))
+    # + 0.0: no bound is -0.0, so that a kernel's select and a reference's minimum agree to the bit.
+    return torch.from_numpy(np.array([lower, upper]) + _NUMPY[dtype](0))
 
 
 def _round_down(value: Fraction, dtype: torch.dtype) -> np.floating[Any]:

@@ -1,32 +1,27 @@
-"""What each fused kernel must equal, in plain PyTorch; also what runs on a CPU.
+"""What each fused kernel must equal, in plain PyTorch; also what runs on a CPU, and for float64 on every device.
 
-Images are logical NCHW tensors in any memory format. Clean images are uint8 (`Pixels are bytes until a kernel turns
-them into floats`), adversarial ones float32 or float64 in [0, 1] pixel units. NaN in a gradient comes out as NaN
-(`torch.sign(nan)` is 0, which would train on clean images in silence).
+Images are logical NCHW tensors in any memory format. Pixels are uint8, or float32 in [0, 1] (float64 in checks). These
+functions compute forwards and check nothing: the public operations of the same names do, and have the derivatives. NaN
+in a gradient comes out as NaN (`torch.sign(nan)` is 0, which would train on clean images in silence).
 """
 
 from __future__ import annotations
-
-from fractions import Fraction
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from .philox import Purpose, philox, sample_words
-from .projection import PixelBounds
 
-GeneratorInputs = Literal["benign", "grad", "benign+grad"]
+LOG2E, LN2_HIGH, LN2_LOW = 1.4426950408889634, 0.693145751953125, 1.428606820309417e-06
+ROUND, ROUND_BITS = 12582912.0, 0x4B400000
 
 
-def to_float(image: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Bytes to [0, 1] pixel units: image / 255, correctly rounded. Keeps shape and memory format.
-
-    Raises:
-        TypeError: image is not uint8.
-    """
-    _require_bytes(image)
-    return image.to(dtype) / 255
+def to_float(x: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Pixels in [0, 1] units: bytes over 255, correctly rounded to float32 (float64 if asked) and then to `dtype`."""
+    if x.dtype != torch.uint8:
+        return x.to(dtype)
+    exact = torch.float64 if dtype == torch.float64 else torch.float32
+    return (x.to(exact) / 255).to(dtype)
 
 
 def sign(gradient: Tensor) -> Tensor:
@@ -34,145 +29,191 @@ def sign(gradient: Tensor) -> Tensor:
     return torch.where(gradient.isnan(), gradient, gradient.sign())
 
 
-def generator_input(x: Tensor, gradient: Tensor, *, inputs: GeneratorInputs = "benign+grad") -> Tensor:
-    """What FGSM-SDI's generator sees: [x, sign(gradient)] along the channels (eq. 6; Table III for the other two).
-
-    Args:
-        x: uint8 [N, C, H, W].
-        gradient: float [N, C, H, W], the input gradient at x.
-        inputs: which of the two the generator is given.
-
-    Returns:
-        [N, 2C, H, W] ([N, C, H, W] for one input) in the gradient's dtype.
-    """
-    _require_bytes(x)
-    _require_same_shape(x, gradient, "gradient")
-    if inputs == "benign":
-        return to_float(x, gradient.dtype)
-    if inputs == "grad":
-        return sign(gradient)
-    return torch.cat([to_float(x, gradient.dtype), sign(gradient)], dim=1)
+def raise_flag(flag: Tensor | None, *values: Tensor) -> None:
+    """Sets `flag` to 1 if any value is NaN or infinite."""
+    if flag is not None:
+        for value in values:
+            flag.logical_or_(value.isfinite().logical_not_().any())
 
 
-def initial_point(x: Tensor, generated: Tensor, *, epsilon: Fraction) -> tuple[Tensor, Tensor]:
-    """eta = epsilon * tanh(generated) and the point x + eta, differentiable in `generated` (eq. 6).
+def generator_input(
+    x: Tensor, gradient: Tensor, benign: bool, signs: bool, channels: int, dtype: torch.dtype, flag: Tensor | None
+) -> Tensor:
+    """[x, sign(gradient), 0...] along the channels, in channels-last memory format."""
+    if signs:
+        raise_flag(flag, gradient)
+    parts = [to_float(x, dtype)] * benign + [sign(gradient).to(dtype)] * signs
+    n, _, h, w = x.shape
+    filled = sum(part.shape[1] for part in parts)
+    parts.append(torch.zeros(n, channels - filled, h, w, dtype=dtype, device=x.device))
+    return torch.cat(parts, dim=1).contiguous(memory_format=torch.channels_last)
 
-    Args:
-        x: uint8 [N, C, H, W].
-        generated: the generator's raw output, before its tanh, [N, C, H, W].
 
-    Returns:
-        (eta, x + eta), both in the dtype of `generated`. x + eta is not projected: |eta| <= epsilon by the tanh.
-    """
-    _require_same_shape(x, generated, "generated")
-    eta = float(epsilon) * torch.tanh(generated)
-    return eta, to_float(x, eta.dtype) + eta
+def tanh(x: Tensor) -> Tensor:
+    """Hyperbolic tangent. In float32 expm1(2|x|) / (expm1(2|x|) + 2) by exactly the steps of `arithmetic.tanh`."""
+    if x.dtype == torch.float64:
+        return torch.tanh(x)
+    doubled = x.abs() * 2
+    doubled = torch.where(doubled > 20, 20.0, doubled)
+    shifted = doubled * LOG2E + ROUND
+    whole = shifted - ROUND
+    power = ((shifted.view(torch.int32) - (ROUND_BITS - 127)) << 23).view(torch.float32)
+    r = (doubled - whole * LN2_HIGH) - whole * LN2_LOW
+    series = r * (1 / 5040) + 1 / 720
+    for coefficient in (1 / 120, 1 / 24, 1 / 6, 1 / 2):
+        series = series * r + coefficient
+    series = series * (r * r) + r
+    expm1 = series * power + (power - 1)
+    ratio = expm1 / (expm1 + 2)
+    return torch.where(x < 0, -ratio, ratio)
+
+
+def initial_point(
+    x: Tensor, generated: Tensor, epsilon: float, start_dtype: torch.dtype, flag: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """eta = epsilon * tanh(generated), and x + eta in `start_dtype`."""
+    raise_flag(flag, generated)
+    eta = tanh(generated.to(exact_dtype(generated.dtype))) * epsilon
+    return eta, (to_float(x, eta.dtype) + eta).to(start_dtype)
 
 
 def signed_step(
-    x: Tensor, eta: Tensor, gradient: Tensor, *, alpha: Fraction, bounds: PixelBounds
-) -> tuple[Tensor, Tensor]:
-    """One signed gradient step from x + eta, projected onto the exact ball: eq. 7, and every step of PGD.
-
-    x_adv = project(x + eta + alpha * sign(gradient)), delta = x_adv - x. Differentiable in eta: the derivative is 1
-    where the step ended strictly inside the bounds and 0 where it was clipped; the sign is a constant.
-
-    Args:
-        x: uint8 [N, C, H, W], the clean image.
-        eta: the current perturbation, float32 or float64 [N, C, H, W].
-        gradient: the input gradient at x + eta, any float dtype.
-        alpha: step size in [0, 1] pixel units.
-        bounds: from `pixel_bounds`, on x's device and in eta's dtype.
-
-    Returns:
-        (x_adv, delta) in eta's dtype. x_adv is exactly inside the ball; delta is x_adv - x, rounded.
-    """
-    _require_same_shape(x, eta, "eta")
-    _require_same_shape(x, gradient, "gradient")
-    step = float(alpha) * sign(gradient.detach()).to(eta.dtype)
-    return project(x, eta + step, bounds=bounds)
-
-
-def project(x: Tensor, delta: Tensor, *, bounds: PixelBounds) -> tuple[Tensor, Tensor]:
-    """(x_adv, delta): x + delta clipped to the bounds of each pixel of x (uint8), and what is left of delta."""
-    _require_bytes(x)
-    if bounds.lower.dtype != delta.dtype:
-        raise TypeError(f"bounds are {bounds.lower.dtype} but delta is {delta.dtype}: make both the same")
-    pixel = to_float(x, delta.dtype)
-    level = x.int()
-    lower, upper = bounds.lower[level], bounds.upper[level]
-    point = pixel + delta
-    x_adv = torch.where(point <= lower, lower, torch.where(point >= upper, upper, point))
-    return x_adv, x_adv - pixel
-
-
-def random_start(
     x: Tensor,
-    index: Tensor,
-    *,
-    radius: Fraction,
-    seed: int,
-    epoch: int,
-    purpose: Purpose = Purpose.START,
-    dtype: torch.dtype = torch.float32,
-) -> Tensor:
-    """Uniform noise in (-radius, radius) for each element of x; a function of (seed, purpose, epoch, sample, element).
+    eta: Tensor,
+    gradient: Tensor | None,
+    alpha: float,
+    ball: bool,
+    table: Tensor | None,
+    radius: float,
+    box: bool,
+    x_adv_dtype: torch.dtype,
+    flag: Tensor | None,
+    keep_delta: bool,
+    keep_inside: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(x_adv, delta, packed) of one step from x + eta; a bit of `packed` is 0 where x_adv was put onto a bound.
 
-    Args:
-        x: [N, C, H, W]; only its shape, device and memory format are used.
-        index: int64 [N], the data-set index of each sample.
-        radius: in [0, 1] pixel units.
-        epoch: training epoch (or restart, in an evaluation).
-
-    Returns:
-        [N, C, H, W] of `dtype` in x's memory format. Elements are numbered in NHWC order, four to a counter, so the
-        memory format changes nothing.
+    Only the bound on the side of delta's sign can be reached, so only that one is looked at. delta and the bits are
+    empty where they are not asked for.
     """
+    delta = eta if gradient is None else eta + alpha * sign(gradient).to(eta.dtype)
+    pixel = to_float(x, eta.dtype)
+    point = pixel + delta
+    if gradient is not None:
+        raise_flag(flag, gradient)
+    raise_flag(flag, point)
+    x_adv, reached = point, torch.zeros_like(point, dtype=torch.bool)
+    if ball:
+        up = delta >= 0
+        if table is None:
+            bound = outer_bound(pixel, up, radius, box)
+        else:
+            bound = torch.where(up, table[1][x.int()], table[0][x.int()])
+        reached = torch.where(up, point >= bound, point <= bound)
+        x_adv = torch.where(reached, bound, point)
+    left = x_adv - pixel if keep_delta else x.new_empty(0, dtype=eta.dtype)
+    packed = pack(~reached) if keep_inside else x.new_empty(0, dtype=torch.uint8)
+    return x_adv.to(x_adv_dtype), left, packed
+
+
+def outer_bound(pixel: Tensor, up: Tensor, radius: float, box: bool) -> Tensor:
+    """The last float inside the ball around a float pixel: above it where `up`, below it elsewhere.
+
+    pixel + radius is rounded; where it was rounded outwards, which its exact rounding error shows (Knuth's two-sum),
+    the float before it is taken. The lower bound is the upper one of the mirrored pixel.
+    """
+    mirrored = torch.where(up, pixel, -pixel)
+    added = torch.full_like(mirrored, radius)
+    total = mirrored + added
+    part = total - mirrored
+    error = (mirrored - (total - part)) + (added - part)
+    total = torch.where(error < 0, torch.nextafter(total, torch.full_like(total, -torch.inf)), total)
+    bound = torch.where(up, total, -total)
+    if box:
+        bound = torch.where(up, torch.where(bound > 1, 1.0, bound), torch.where(bound < 0, 0.0, bound))
+    return bound
+
+
+def pack(inside: Tensor) -> Tensor:
+    """A bit for each element in memory order, eight to a byte, the first one lowest: uint8 [ceil(elements / 8)]."""
+    flat = in_memory_order(inside).to(torch.uint8)
+    flat = torch.nn.functional.pad(flat, (0, -len(flat) % 8))
+    return (flat.reshape(-1, 8) << torch.arange(8, dtype=torch.uint8, device=flat.device)).sum(1, dtype=torch.uint8)
+
+
+def masked(packed: Tensor, gradient: Tensor) -> Tensor:
+    """The gradient where its bit is set, 0 elsewhere; the inverse of `pack` says which bit."""
+    bits = packed[:, None] >> torch.arange(8, dtype=torch.uint8, device=packed.device) & 1
+    result = torch.empty_like(gradient)
+    flat = in_memory_order(gradient)
+    in_memory_order(result).copy_(torch.where(bits.flatten()[: len(flat)] == 1, flat, 0))
+    return result
+
+
+def in_memory_order(x: Tensor) -> Tensor:
+    """A dense [N, C, H, W] tensor as a flat view."""
+    last = x.is_contiguous(memory_format=torch.channels_last)
+    return (x.permute(0, 2, 3, 1) if last else x).reshape(-1)
+
+
+def random_start(x: Tensor, index: Tensor, key: Tensor, radius: float, purpose: int, dtype: torch.dtype) -> Tensor:
+    """Uniform noise in (-radius, radius), by Philox(key, purpose, sample, element), elements numbered in NHWC order."""
     n, c, h, w = x.shape
     blocks = (c * h * w + 3) // 4
-    zero = torch.zeros((), dtype=torch.int64, device=x.device)
-    counter = (torch.arange(blocks, device=x.device), index[:, None], zero + epoch, zero + int(purpose))
+    seed, epoch, step = key.unbind()
+    counter = (torch.arange(blocks, device=x.device), index[:, None], epoch, purpose + (step << 8))
     words = torch.stack(philox(counter, seed), dim=-1).reshape(n, blocks * 4)[:, : c * h * w]
     # An odd numerator below 2**24 over 2**24: exact in fp32, symmetric, never 0 and never +-1.
-    unit = ((words >> 8) * 2 + 1 - (1 << 24)).to(dtype) * 2.0**-24
-    noise = (unit * float(radius)).reshape(n, h, w, c).permute(0, 3, 1, 2)
+    unit = ((words >> 8) * 2 + 1 - (1 << 24)).to(exact_dtype(dtype)) * 2.0**-24
+    noise = (unit * radius).reshape(n, h, w, c).permute(0, 3, 1, 2)
     return torch.empty_like(x, dtype=dtype).copy_(noise)
 
 
-def augment(images: Tensor, index: Tensor, *, padding: int, flip: bool, seed: int, epoch: int) -> Tensor:
-    """Gather by index, crop at random out of a zero-padded frame, flip horizontally at random.
-
-    Args:
-        images: uint8 [M, H, W, C], the whole data set on the device.
-        index: int64 [N], which samples.
-        padding: zero padding on each side; the crop has the size of the image.
-        flip: whether to mirror each sample with probability 1/2.
-
-    Returns:
-        uint8 [N, H, W, C]. Crop and flip are a function of (seed, epoch, sample), the same for every loader.
-    """
-    _require_bytes(images)
+def augment(
+    images: Tensor,
+    index: Tensor,
+    key: Tensor,
+    padding: int,
+    reflect: bool,
+    flip: bool,
+    channels: int,
+    dtype: torch.dtype,
+) -> Tensor:
+    """Gather by index, crop at random out of a padded frame, flip at random, convert: [N, H, W, channels]."""
     picked = images[index]
-    if padding == 0 and not flip:
-        return picked
-    n, h, w, _ = picked.shape
-    words = sample_words(index, seed=seed, purpose=Purpose.AUGMENT, epoch=epoch)
-    top, left = ((word * (2 * padding + 1)) >> 32 for word in words[:2])
-    rows = top[:, None] + torch.arange(h, device=images.device)
-    columns = torch.arange(w, device=images.device).expand(n, w)
-    if flip:
-        columns = torch.where(words[2][:, None] >> 31 == 1, w - 1 - columns, columns)
-    columns = left[:, None] + columns
-    padded = torch.nn.functional.pad(picked, (0, 0, padding, padding, padding, padding))
-    sample = torch.arange(n, device=images.device)
-    return padded[sample[:, None, None], rows[:, :, None], columns[:, None, :]]
+    n, h, w, c = picked.shape
+    if padding or flip:
+        seed, epoch, step = key.unbind()
+        words = sample_words(index, seed=seed, purpose=Purpose.AUGMENT, epoch=epoch, step=step)
+        top, left = ((word * (2 * padding + 1)) >> 32 for word in words[:2])
+        rows = top[:, None] + torch.arange(h, device=images.device)
+        columns = torch.arange(w, device=images.device).expand(n, w)
+        if flip:
+            columns = torch.where(words[2][:, None] >> 31 == 1, w - 1 - columns, columns)
+        columns = left[:, None] + columns
+        frame = _frame(picked, padding, reflect)
+        sample = torch.arange(n, device=images.device)
+        picked = frame[sample[:, None, None], rows[:, :, None], columns[:, None, :]]
+    result = torch.zeros(n, h, w, channels, dtype=dtype, device=images.device)
+    result[..., :c] = picked if dtype == torch.uint8 else to_float(picked, dtype)
+    return result
 
 
-def _require_bytes(x: Tensor) -> None:
-    if x.dtype != torch.uint8:
-        raise TypeError(f"x must be uint8 pixels, not {x.dtype}: pixels stay bytes until a kernel turns them to floats")
+def _frame(images: Tensor, padding: int, reflect: bool) -> Tensor:
+    """The images with `padding` more pixels on each side: zeros, or mirrored at the border pixel."""
+    if not reflect:
+        return torch.nn.functional.pad(images, (0, 0, padding, padding, padding, padding))
+    _, h, w, _ = images.shape
+    rows, columns = (_mirrored(torch.arange(-padding, size + padding, device=images.device), size) for size in (h, w))
+    return images[:, rows[:, None], columns]
 
 
-def _require_same_shape(x: Tensor, other: Tensor, name: str) -> None:
-    if x.shape != other.shape:
-        raise ValueError(f"{name} has shape {tuple(other.shape)} but x has {tuple(x.shape)}")
+def _mirrored(place: Tensor, size: int) -> Tensor:
+    """Places outside [0, size) mirrored at the border pixel, which is not repeated."""
+    place = place.abs()
+    return torch.where(place >= size, 2 * (size - 1) - place, place)
+
+
+def exact_dtype(dtype: torch.dtype) -> torch.dtype:
+    """What a perturbation is computed and kept in: float64 for float64, float32 for everything else."""
+    return torch.float64 if dtype == torch.float64 else torch.float32

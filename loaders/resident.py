@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ..kernels import Purpose, augment, permutation
+from ..kernels import Purpose, augment, permutation, random_key
 from .dataset import Split
 from .errors import DataError
 
@@ -21,6 +21,7 @@ class Batch:
     index: Tensor  # int64 [N]: each sample's place in the training set
     image: Tensor  # uint8 [N, H, W, C], augmented
     label: Tensor  # int64 [N]
+    key: Tensor  # int64 [3], from `random_key`: what the noise for these samples is drawn with
 
     @property
     def x(self) -> Tensor:
@@ -68,6 +69,7 @@ class ResidentLoader:
         """The batches of `epoch` from number `start` on; the same ones however often they are asked for."""
         images, labels = self.split.images, self.split.labels
         order = permutation(len(labels), seed=self.seed, purpose=Purpose.ORDER, epoch=epoch, device=labels.device)
+        key = random_key(self.seed, epoch=epoch, device=labels.device)
         for index in order.split(self.batch_size)[start : len(self)]:
-            image = augment(images, index, padding=self.padding, flip=self.flip, seed=self.seed, epoch=epoch)
-            yield Batch(index, image, labels[index])
+            image = augment(images, index, key=key, padding=self.padding, flip=self.flip)
+            yield Batch(index, image, labels[index], key)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from hardfast.engine import evaluate, recipes, train
-from hardfast.kernels import Purpose, augment, permutation, pixel_bounds, random_start, signed_step
+from hardfast.kernels import Purpose, augment, permutation, pixel_bounds, random_key, random_start, signed_step
 
 pytestmark = pytest.mark.gpu
 
@@ -22,9 +22,9 @@ def test_references_are_bit_equal_on_both_devices() -> None:
     results = []
     for device in ("cpu", "cuda"):
         order = permutation(40, seed=1, purpose=Purpose.ORDER, epoch=2, device=device)
-        index = order[:8]
-        x = augment(data.to(device), index, padding=4, flip=True, seed=1, epoch=2).permute(0, 3, 1, 2)
-        eta = random_start(x, index, radius=Fraction(8, 255), seed=1, epoch=2)
+        index, key = order[:8], random_key(1, epoch=2, device=device)
+        x = augment(data.to(device), index, key=key, padding=4, flip=True).permute(0, 3, 1, 2)
+        eta = random_start(x, index, key=key, radius=Fraction(8, 255))
         bounds = pixel_bounds(Fraction(8, 255), box=True, device=device)
         x_adv, delta = signed_step(x, eta, gradient.to(device), alpha=Fraction(8, 255), bounds=bounds)
         results.append([t.cpu() for t in (order, x, eta, x_adv, delta)])

@@ -40,14 +40,11 @@ class Setting:
         """The exact table of the threat, in this setting's dtype and on its device."""
         return pixel_bounds(self.epsilon, box=self.box, dtype=self.dtype, device=self.device)
 
-    def attack_from_noise(
-        self, batch: Batch, position: Position, *, steps: int, alpha: Fraction, bounds: PixelBounds
-    ) -> Tensor:
+    def attack_from_noise(self, batch: Batch, *, steps: int, alpha: Fraction, bounds: PixelBounds) -> Tensor:
         """x_adv after `steps` signed steps from uniform noise in the ball, the classifier in `attack_bn` mode."""
-        x, epoch = batch.x, position.epoch
-        noise = random_start(x, batch.index, radius=self.epsilon, seed=self.seed, epoch=epoch, dtype=self.dtype)
+        noise = random_start(batch.x, batch.index, key=batch.key, radius=self.epsilon, dtype=self.dtype)
         with batch_norm_mode(self.net, self.attack_bn):
-            return projected_ascent(self.net, x, batch.label, noise, steps=steps, alpha=alpha, bounds=bounds)
+            return projected_ascent(self.net, batch.x, batch.label, noise, steps=steps, alpha=alpha, bounds=bounds)
 
 
 class Method:

@@ -41,4 +41,4 @@ class FgsmRs(Method):
         )
 
     def craft(self, batch: Batch, position: Position) -> Tensor:
-        return self.setting.attack_from_noise(batch, position, steps=1, alpha=self.alpha, bounds=self.bounds)
+        return self.setting.attack_from_noise(batch, steps=1, alpha=self.alpha, bounds=self.bounds)

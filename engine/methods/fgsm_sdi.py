@@ -90,8 +90,7 @@ class FgsmSdi(Method):
             with torch.no_grad():
                 eta, start = initial_point(x, self.generator(seen), epsilon=s.epsilon)  # line 8
             gradient, _ = input_gradient(s.net, start, y)
-            x_adv, _ = signed_step(x, eta, gradient, alpha=self.alpha, bounds=self.bounds)  # line 9, 10
-        return x_adv
+            return signed_step(x, eta, gradient, alpha=self.alpha, bounds=self.bounds, keep_delta=False)  # line 9, 10
 
     def update_generator(self, x: Tensor, y: Tensor, seen: Tensor) -> None:
         """theta ascends L(f(x + delta), y), lines 5 to 7: through eta and the clip mask alone.
@@ -103,7 +102,7 @@ class FgsmSdi(Method):
         self.generator.train()
         eta, start = initial_point(x, self.generator(seen), epsilon=s.epsilon)
         gradient, _ = input_gradient(s.net, start, y)
-        x_adv, _ = signed_step(x, eta, gradient, alpha=self.alpha, bounds=self.bounds)
+        x_adv = signed_step(x, eta, gradient, alpha=self.alpha, bounds=self.bounds, keep_delta=False)
         loss = F.cross_entropy(s.net(x_adv), y, label_smoothing=s.label_smoothing)
         theta = list(self.generator.parameters())
         for parameter, ascent in zip(theta, torch.autograd.grad(loss, theta), strict=True):

@@ -44,4 +44,4 @@ class PgdAt(Method):
         self.alpha = setting.epsilon / 4 if options.alpha is None else parse_pixels(options.alpha, "method.alpha")
 
     def craft(self, batch: Batch, position: Position) -> Tensor:
-        return self.setting.attack_from_noise(batch, position, steps=self.steps, alpha=self.alpha, bounds=self.bounds)
+        return self.setting.attack_from_noise(batch, steps=self.steps, alpha=self.alpha, bounds=self.bounds)

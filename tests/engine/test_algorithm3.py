@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from hardfast.engine.methods import FgsmSdiOptions, Position, Setting
 from hardfast.engine.models import ResNet
 from hardfast.engine.step import descend
+from hardfast.kernels import random_key
 from hardfast.loaders import Batch
 
 EPSILON, ALPHA, K, STEPS, BATCH, CLASSES = 8 / 255, 6 / 255, 4, 25, 6, 4
@@ -146,7 +147,7 @@ def test_25_steps_equal_the_transcription(inputs: str, box: bool, generator: str
 
     for i, (images, y) in enumerate(batches()):
         net.train()
-        x_adv = method.craft(Batch(torch.arange(BATCH), images, y), Position(0, i))
+        x_adv = method.craft(Batch(torch.arange(BATCH), images, y, random_key(0)), Position(0, i))
         descend(net, optimizer, x_adv, y, label_smoothing=SMOOTHING)
         plain.iteration(i, images.permute(0, 3, 1, 2).double() / 255, y)
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from hardfast.engine.methods import FgsmRsOptions, MethodOptions, PgdAtOptions, Position, Setting
 from hardfast.engine.models import ResNet
 from hardfast.engine.step import AttackBN, descend
-from hardfast.kernels import random_start
+from hardfast.kernels import random_key, random_start
 from hardfast.loaders import Batch
 
 EPSILON, STEPS, BATCH, CLASSES, EPOCH, SEED = 8 / 255, 10, 6, 4, 2, 3
@@ -73,10 +73,10 @@ def test_10_steps_equal_the_transcription(
         images = torch.randint(0, 256, (BATCH, 8, 8, 3), dtype=torch.uint8, generator=draw)
         images[torch.rand(images.shape, generator=draw) < 0.3] = 0
         y = torch.randint(0, CLASSES, (BATCH,), generator=draw)
-        batch = Batch(torch.arange(BATCH) + 100 * i, images, y)
+        batch = Batch(torch.arange(BATCH) + 100 * i, images, y, random_key(SEED, epoch=EPOCH))
         net.train()
         x_adv = method.craft(batch, Position(EPOCH, i))
-        noise = random_start(batch.x, batch.index, radius=Fraction(8, 255), seed=SEED, epoch=EPOCH, dtype=torch.float64)
+        noise = random_start(batch.x, batch.index, key=batch.key, radius=Fraction(8, 255), dtype=torch.float64)
         x = batch.x.double() / 255
         wanted = transcription(plain, x, y, noise, steps=steps, alpha=alpha, box=box, attack_bn=attack_bn)
         assert (x_adv - wanted).abs().max() <= 1e-9

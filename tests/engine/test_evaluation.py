@@ -31,7 +31,7 @@ from hardfast.engine.attacks import gradient_attacks, summed_margin
 from hardfast.engine.autoattack import AutoAttackResult, Version, run_autoattack
 from hardfast.engine.evaluation import check_net
 from hardfast.engine.threat import parse_pixels
-from hardfast.kernels import Purpose, pixel_bounds, random_start
+from hardfast.kernels import Purpose, pixel_bounds, random_key, random_start
 from hardfast.loaders import DataOptions, Split, open_dataset
 
 from .conftest import EPSILON
@@ -83,7 +83,7 @@ def test_attacks_equal_plain_ones(name: str, net: nn.Module, test_images: Split)
     x = x_bytes.float() / 255
     start = torch.zeros_like(x)
     if attack.random_start:
-        start = random_start(x_bytes, index, radius=EPS, seed=0, epoch=0, purpose=Purpose.EVALUATE)
+        start = random_start(x_bytes, index, key=random_key(0), radius=EPS, purpose=Purpose.EVALUATE)
     with torch.no_grad():
         ours = net(x_adv).argmax(dim=1) == y
     alpha = float(EPS) if name == "fgsm" else float(EPS) / 4

@@ -21,6 +21,7 @@ from hardfast.engine.methods import (
 )
 from hardfast.engine.models import ModelOptions, NetShape, build_model
 from hardfast.engine.step import descend
+from hardfast.kernels import random_key
 from hardfast.loaders import Batch
 
 
@@ -57,7 +58,8 @@ def count(options: MethodOptions, *, step: int, model: str = "resnet8", attack_b
     method = options.build(setting)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
     generator_weights = {p.data_ptr() for g in method.nets().values() for p in g.parameters()}
-    batch = Batch(torch.arange(4), torch.randint(0, 256, (4, 16, 16, 3), dtype=torch.uint8), torch.arange(4))
+    image = torch.randint(0, 256, (4, 16, 16, 3), dtype=torch.uint8)
+    batch = Batch(torch.arange(4), image, torch.arange(4), random_key(0))
     with ConvolutionCounter(generator_weights) as counter:
         x_adv = method.craft(batch, Position(0, step))
         assert all(p.grad is None for p in net.parameters())

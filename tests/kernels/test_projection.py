@@ -18,7 +18,7 @@ NUMPY = {torch.float32: np.float32, torch.float64: np.float64}
 @pytest.mark.parametrize("box", [False, True])
 @pytest.mark.parametrize("epsilon", RADII)
 def test_bounds_are_the_last_floats_inside(epsilon: Fraction, box: bool, dtype: torch.dtype) -> None:
-    lower, upper = pixel_bounds(epsilon, box=box, dtype=dtype)
+    lower, upper = pixel_bounds(epsilon, box=box, dtype=dtype).table
 
     def inside(value: Fraction, k: int, pixel: Fraction) -> bool:
         ball = max(abs(value - pixel), abs(value - Fraction(k, 255))) <= epsilon
@@ -37,8 +37,8 @@ def test_bounds_are_the_last_floats_inside(epsilon: Fraction, box: bool, dtype: 
 def test_every_byte_and_delta(epsilon: Fraction, box: bool) -> None:
     """256 pixels x 511 deltas: inside the ball, idempotent, and the identity at delta = 0."""
     bounds = pixel_bounds(epsilon, box=box)
-    x = torch.arange(256, dtype=torch.uint8)[:, None].expand(256, 511)
-    delta = (torch.arange(-255, 256).float() / 255).expand(256, 511)
+    x = torch.arange(256, dtype=torch.uint8)[:, None].expand(1, 1, 256, 511)
+    delta = (torch.arange(-255, 256).float() / 255).expand(1, 1, 256, 511)
     x_adv, left = project(x, delta, bounds=bounds)
     pixel = x.float() / 255
     assert (x_adv >= bounds.lower[x.int()]).all()
@@ -48,13 +48,13 @@ def test_every_byte_and_delta(epsilon: Fraction, box: bool) -> None:
     assert (again - x_adv).abs().max() <= 2**-24  # left is rounded; the bounds hold all the same
     assert (again >= bounds.lower[x.int()]).all()
     assert (again <= bounds.upper[x.int()]).all()
-    still, _ = project(x, torch.zeros(256, 511), bounds=bounds)
+    still, _ = project(x, torch.zeros(1, 1, 256, 511), bounds=bounds)
     assert torch.equal(still, pixel)
 
 
 def test_little_radius_is_lost() -> None:
     """The exact cure costs at most 2e-5 grey levels of the radius in fp32."""
-    lower, upper = pixel_bounds(Fraction(8, 255), box=False)
+    lower, upper = pixel_bounds(Fraction(8, 255), box=False).table
     for k in range(256):
         for reach in (Fraction(float(upper[k])) - Fraction(k, 255), Fraction(k, 255) - Fraction(float(lower[k]))):
             assert 0 <= (Fraction(8, 255) - reach) * 255 <= Fraction(2, 10**5)

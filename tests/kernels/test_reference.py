@@ -15,6 +15,7 @@ from hardfast.kernels import (
     generator_input,
     initial_point,
     pixel_bounds,
+    random_key,
     random_start,
     signed_step,
     to_float,
@@ -119,7 +120,7 @@ def test_properties_of_a_signed_step(seed: int, exponent: int, box: bool, levels
 
 def test_memory_format_is_kept() -> None:
     x, bounds = images().to(memory_format=LAST), pixel_bounds(EPSILON, box=True)
-    eta = random_start(x, torch.arange(5), radius=EPSILON, seed=0, epoch=0)
+    eta = random_start(x, torch.arange(5), key=random_key(0, epoch=0), radius=EPSILON)
     gradient = noise(x.shape).to(memory_format=LAST)
     results = [eta, *signed_step(x, eta, gradient, alpha=EPSILON, bounds=bounds), generator_input(x, gradient)]
     assert all(result.is_contiguous(memory_format=LAST) for result in results)
@@ -127,17 +128,20 @@ def test_memory_format_is_kept() -> None:
 
 def test_random_start_is_a_function_of_seed_epoch_sample_and_element() -> None:
     x, index = images(n=6), torch.tensor([4, 9, 0, 7, 7000, 1])
-    whole = random_start(x, index, radius=EPSILON, seed=1, epoch=2)
+    whole = random_start(x, index, key=random_key(1, epoch=2), radius=EPSILON)
     shuffled = torch.tensor([5, 3, 0, 1, 2, 4])
-    assert torch.equal(random_start(x, index[shuffled], radius=EPSILON, seed=1, epoch=2), whole[shuffled])
-    assert torch.equal(random_start(x.to(memory_format=LAST), index, radius=EPSILON, seed=1, epoch=2), whole)
+    assert torch.equal(random_start(x, index[shuffled], key=random_key(1, epoch=2), radius=EPSILON), whole[shuffled])
+    last = random_start(x.to(memory_format=LAST), index, key=random_key(1, epoch=2), radius=EPSILON)
+    assert torch.equal(last, whole)
     for seed, epoch in ((2, 2), (1, 3)):
-        assert (random_start(x, index, radius=EPSILON, seed=seed, epoch=epoch) != whole).float().mean() > 0.99
+        assert (
+            random_start(x, index, key=random_key(seed, epoch=epoch), radius=EPSILON) != whole
+        ).float().mean() > 0.99
     assert len(whole.unique()) > 0.99 * whole.numel()  # no counter is used twice
 
 
 def test_random_start_is_uniform_inside_the_open_ball() -> None:
-    draws = random_start(images(n=200, h=32, w=32), torch.arange(200), radius=EPSILON, seed=0, epoch=0)
+    draws = random_start(images(n=200, h=32, w=32), torch.arange(200), key=random_key(0, epoch=0), radius=EPSILON)
     unit = draws.double() * 255 / 8
     assert unit.abs().max() <= 1
     assert abs(unit.mean()) < 0.005
@@ -147,7 +151,7 @@ def test_random_start_is_uniform_inside_the_open_ball() -> None:
 
 def test_augment_is_a_zero_padded_crop_then_a_flip() -> None:
     """Every sample is one of the crops of the padded image, mirrored or not; all of them occur."""
-    data, padding = images(n=1, h=6, w=6).permute(0, 2, 3, 1), 2
+    data, padding = images(n=1, h=6, w=6).permute(0, 2, 3, 1).contiguous(), 2
     index = torch.zeros(1, dtype=torch.int64)
     padded = torch.zeros(1, 10, 10, 3, dtype=torch.uint8)
     padded[:, 2:8, 2:8] = data
@@ -158,13 +162,17 @@ def test_augment_is_a_zero_padded_crop_then_a_flip() -> None:
             crops[crop.numpy().tobytes()] = (top, left, False)
             crops[crop.flip(2).contiguous().numpy().tobytes()] = (top, left, True)
     assert len(crops) == 50
+
+    def place_of(crop: Tensor) -> tuple[int, int, bool]:
+        return crops[crop.numpy().tobytes()]
+
     seen = [
-        crops[augment(data, index, padding=padding, flip=True, seed=0, epoch=epoch).contiguous().numpy().tobytes()]
+        place_of(augment(data, index, key=random_key(0, epoch=epoch), padding=padding, flip=True))
         for epoch in range(600)
     ]
     assert set(seen) == set(crops.values())
     unflipped = [
-        crops[augment(data, index, padding=padding, flip=False, seed=0, epoch=epoch).contiguous().numpy().tobytes()]
+        place_of(augment(data, index, key=random_key(0, epoch=epoch), padding=padding, flip=False))
         for epoch in range(50)
     ]
     assert [place[:2] for place in unflipped] == [place[:2] for place in seen[:50]]
@@ -172,20 +180,20 @@ def test_augment_is_a_zero_padded_crop_then_a_flip() -> None:
 
 
 def test_augment_depends_on_the_sample_not_on_the_batch() -> None:
-    data = images(n=30).permute(0, 2, 3, 1)
+    data = images(n=30).permute(0, 2, 3, 1).contiguous()
     index = torch.tensor([3, 17, 29, 0])
-    whole = augment(data, index, padding=4, flip=True, seed=3, epoch=1)
-    assert torch.equal(augment(data, index[[2, 0]], padding=4, flip=True, seed=3, epoch=1), whole[[2, 0]])
+    whole = augment(data, index, key=random_key(3, epoch=1), padding=4, flip=True)
+    assert torch.equal(augment(data, index[[2, 0]], key=random_key(3, epoch=1), padding=4, flip=True), whole[[2, 0]])
 
 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda x, f, b: signed_step(x.float(), f, f, alpha=EPSILON, bounds=b), "x must be uint8"),
+        (lambda x, f, b: signed_step(x.int(), f, f, alpha=EPSILON, bounds=b), "x must be uint8"),
         (lambda x, f, b: signed_step(x, f[:1], f, alpha=EPSILON, bounds=b), "eta has shape"),
         (lambda x, f, b: signed_step(x, f, f[:, :1], alpha=EPSILON, bounds=b), "gradient has shape"),
         (lambda x, f, b: signed_step(x, f.double(), f, alpha=EPSILON, bounds=b), "bounds are"),
-        (lambda x, f, b: generator_input(x.float(), f), "x must be uint8"),
+        (lambda x, f, b: generator_input(x.int(), f), "x must be uint8"),
         (lambda x, f, b: initial_point(x, f[:1], epsilon=EPSILON), "generated has shape"),
         (lambda x, f, b: to_float(f), "x must be uint8"),
     ],

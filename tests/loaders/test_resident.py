@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hardfast.kernels import augment
+from hardfast.kernels import augment, random_key
 from hardfast.loaders import DataError, ResidentLoader, Split
 
 
@@ -48,7 +48,7 @@ def test_start_in_mid_epoch_continues_the_same_epoch() -> None:
 def test_images_are_the_augmented_ones_of_their_index() -> None:
     one = loader()
     batch = next(one.epoch(2))
-    wanted = augment(one.split.images, batch.index, padding=2, flip=True, seed=1, epoch=2)
+    wanted = augment(one.split.images, batch.index, key=random_key(1, epoch=2), padding=2, flip=True)
     assert torch.equal(batch.image, wanted)
     plain = loader(padding=0, flip=False)
     batch = next(plain.epoch(0))

@@ -1,0 +1,186 @@
+"""`augment`: from a data set that lies on the device as bytes to a cropped, flipped, converted batch, in one pass."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from . import reference
+from .arithmetic import pixel_value
+from .checks import require_dtype, require_index, require_key
+from .launch import Arguments, Launch, bytes_of, cdiv
+from .philox import Purpose
+
+Padding = Literal["zeros", "reflect"]
+BLOCK = 1024
+
+
+@triton.jit
+def _augment_kernel(
+    images_ptr,
+    index_ptr,
+    key_ptr,
+    out_ptr,
+    programs_per_image,
+    H: tl.constexpr,
+    W: tl.constexpr,
+    C: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    PADDING: tl.constexpr,
+    REFLECT: tl.constexpr,
+    FLIP: tl.constexpr,
+    PURPOSE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """BLOCK neighbouring elements of one image of the result, so that the stores are wide; the bytes are gathered."""
+    image = tl.program_id(0) // programs_per_image
+    element = (tl.program_id(0) % programs_per_image) * BLOCK + tl.arange(0, BLOCK)
+    live = element < H * W * CHANNELS
+    element = tl.max_contiguous(element, 4)
+    channel, column, row = element % CHANNELS, (element // CHANNELS) % W, element // (CHANNELS * W)
+    sample = tl.load(index_ptr + image)
+    if PADDING > 0 or FLIP:
+        seed, epoch, step = tl.load(key_ptr), tl.load(key_ptr + 1), tl.load(key_ptr + 2)
+        purpose = PURPOSE + (step << 8)
+        zero = sample.to(tl.uint32) * 0
+        top, left, mirror, _ = tl.philox(seed, zero, sample.to(tl.uint32), epoch.to(tl.uint32), purpose.to(tl.uint32))
+        if FLIP:
+            column = tl.where((mirror >> 31) == 1, W - 1 - column, column)
+        row += tl.umulhi(top, zero + (2 * PADDING + 1)).to(tl.int32) - PADDING
+        column += tl.umulhi(left, zero + (2 * PADDING + 1)).to(tl.int32) - PADDING
+    if REFLECT:
+        row, column = tl.abs(row), tl.abs(column)
+        row = tl.where(row >= H, 2 * (H - 1) - row, row)
+        column = tl.where(column >= W, 2 * (W - 1) - column, column)
+    there = live & (channel < C) & (row >= 0) & (row < H) & (column >= 0) & (column < W)
+    source = images_ptr + sample * (H * W * C) + ((row * W + column) * C + channel)
+    x = tl.load(source, mask=there, other=0)
+    if out_ptr.dtype.element_ty != tl.uint8:
+        x = pixel_value(x).to(out_ptr.dtype.element_ty)
+    tl.store(out_ptr + image.to(tl.int64) * (H * W * CHANNELS) + element, x, mask=live)
+
+
+def launch_augment(
+    images: Tensor,
+    index: Tensor,
+    key: Tensor,
+    out: Tensor,
+    *,
+    padding: int,
+    reflect: bool,
+    flip: bool,
+    block: int = BLOCK,
+) -> Launch:
+    """The launch that fills `out` [N, H, W, channels], contiguous, from `images` [M, H, W, C], contiguous."""
+    n, h, w, channels = out.shape
+    c = images.shape[3]
+    programs_per_image = cdiv(h * w * channels, block)
+    arguments: Arguments = {
+        "images_ptr": images,
+        "index_ptr": index,
+        "key_ptr": key,
+        "out_ptr": out,
+        "programs_per_image": programs_per_image,
+    }
+    constants = {
+        "H": h,
+        "W": w,
+        "C": c,
+        "CHANNELS": channels,
+        "PADDING": padding,
+        "REFLECT": reflect,
+        "FLIP": flip,
+        "PURPOSE": int(Purpose.AUGMENT),
+        "BLOCK": block,
+    }
+    return Launch(_augment_kernel, n * programs_per_image, arguments, constants, n * h * w * c + bytes_of(index, out))
+
+
+@torch.library.custom_op("hardfast::augment", mutates_args=(), device_types="cuda")
+def _augment_op(
+    images: Tensor,
+    index: Tensor,
+    key: Tensor,
+    padding: int,
+    reflect: bool,
+    flip: bool,
+    channels: int,
+    dtype: torch.dtype,
+) -> Tensor:
+    if dtype == torch.float64:
+        return reference.augment(images, index, key, padding, reflect, flip, channels, dtype)
+    out = images.new_empty(len(index), *images.shape[1:3], channels, dtype=dtype)
+    launch_augment(images, index, key, out, padding=padding, reflect=reflect, flip=flip).run()
+    return out
+
+
+_augment_op.register_kernel("cpu")(reference.augment)
+
+
+@_augment_op.register_fake
+def _(
+    images: Tensor,
+    index: Tensor,
+    key: Tensor,
+    padding: int,
+    reflect: bool,
+    flip: bool,
+    channels: int,
+    dtype: torch.dtype,
+) -> Tensor:
+    return images.new_empty(len(index), *images.shape[1:3], channels, dtype=dtype)
+
+
+def augment(
+    images: Tensor,
+    index: Tensor,
+    *,
+    key: Tensor,
+    padding: int = 0,
+    mode: Padding = "zeros",
+    flip: bool = False,
+    channels: int | None = None,
+    dtype: torch.dtype = torch.uint8,
+) -> Tensor:
+    """Gather by index, crop at random out of a padded frame, flip horizontally at random, convert.
+
+    Args:
+        images: uint8 [M, H, W, C], contiguous: the whole data set on the device.
+        index: int64 [N], which samples, each in [0, M).
+        key: from `random_key`, on the images' device.
+        padding: pixels added on each side before the crop, which has the size of the image; below both sides for
+            `reflect`.
+        mode: what the added pixels are: zeros, or the image mirrored at its border pixel.
+        flip: whether to mirror each sample with probability 1/2.
+        channels: of the result; more than C are zeros, 4 let tensor cores take colour images.
+        dtype: uint8, or a float dtype for pixels in [0, 1].
+
+    Returns:
+        [N, H, W, channels], contiguous. Crop and flip are a function of (seed, epoch, step, sample), the same for every
+        loader.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong dtype, shape, device or range.
+    """
+    if not isinstance(images, Tensor) or images.dtype != torch.uint8:
+        raise TypeError(f"images must be uint8, not {getattr(images, 'dtype', type(images).__name__)}")
+    if images.dim() != 4 or not images.is_contiguous():
+        raise ValueError(f"images must be contiguous [M, H, W, C], not {tuple(images.shape)}, {images.stride()}")
+    require_index(images.device, index)
+    require_key(images.device, key)
+    require_dtype(dtype, "dtype", (torch.uint8, torch.float32, torch.float16, torch.bfloat16, torch.float64))
+    _, h, w, c = images.shape
+    channels = c if channels is None else channels
+    if channels < c:
+        raise ValueError(f"channels is {channels}, but the images have {c}: ask for at least that")
+    if mode not in ("zeros", "reflect"):
+        raise ValueError(f"mode must be zeros or reflect, not {mode!r}")
+    reflect = mode == "reflect"
+    limit = min(h, w) if reflect else 1 << 12
+    if not 0 <= padding < limit:
+        raise ValueError(f"padding must lie in [0, {limit}) for images of {h}x{w} and {mode}, not {padding}")
+    return _augment_op(images, index.contiguous(), key.contiguous(), padding, reflect, flip, channels, dtype)
