@@ -54,27 +54,34 @@ def is_not_finite(value):
 
 
 @triton.jit
-def raise_flag(flag_ptr, bad, BLOCK: tl.constexpr):
+def raise_flag(flag_ptr, bad, BLOCK: tl.constexpr, widest_ptr):
     """Stores 1 to the flag where any of the block's `bad` is set; nothing is written otherwise.
 
-    Four neighbours lie in one thread, so this is a predicated store per four elements: no barrier, no atomic. Every
-    store writes the same value, so their order does not matter.
+    The neighbours of one thread share a predicated store: no barrier, no atomic. Every store writes the same value, so
+    their order does not matter.
     """
-    quads = tl.max(tl.reshape(bad.to(tl.int32), [BLOCK // 4, 4]), axis=1)
-    tl.store(flag_ptr + tl.zeros([BLOCK // 4], tl.int32), 1, mask=quads > 0)
+    VECTOR: tl.constexpr = 128 // widest_ptr.dtype.element_ty.primitive_bitwidth
+    any_bad = tl.max(tl.reshape(bad.to(tl.int32), [BLOCK // VECTOR, VECTOR]), axis=1)
+    tl.store(flag_ptr + tl.zeros([BLOCK // VECTOR], tl.int32), 1, mask=any_bad > 0)
 
 
 @triton.jit
-def block_offsets(elements, BLOCK: tl.constexpr):
-    """(first element of this program as int64, offsets in its block as int32, which of them exist).
+def neighbours(BLOCK: tl.constexpr, widest_ptr):
+    """0, 1, ..., BLOCK - 1, as many of them with one thread as fill 16 bytes of the widest tensor.
 
-    The hint keeps four elements, 16 bytes of float32, with one thread: a thread that took the 16 bytes of a uint8 load
-    would read its floats with gaps between neighbouring threads.
+    Without this hint a thread takes 16 bytes of the narrowest tensor, say 16 pixels, and neighbouring threads read
+    their floats with gaps of 48 bytes between them.
     """
+    VECTOR: tl.constexpr = 128 // widest_ptr.dtype.element_ty.primitive_bitwidth
+    return tl.max_contiguous(tl.arange(0, BLOCK), VECTOR)
+
+
+@triton.jit
+def block_offsets(elements, BLOCK: tl.constexpr, widest_ptr):
+    """(first element of this program as int64, offsets in its block as int32, which of them exist)."""
     start = tl.program_id(0).to(tl.int64) * BLOCK
-    offsets = tl.arange(0, BLOCK)
-    live = offsets < tl.minimum(elements - start, BLOCK).to(tl.int32)
-    return start, tl.max_contiguous(offsets, 4), live
+    offsets = neighbours(BLOCK, widest_ptr)
+    return start, offsets, offsets < tl.minimum(elements - start, BLOCK).to(tl.int32)
 
 
 @triton.jit

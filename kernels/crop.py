@@ -10,13 +10,13 @@ import triton.language as tl
 from torch import Tensor
 
 from . import reference
-from .arithmetic import pixel_value
+from .arithmetic import neighbours, pixel_value
 from .checks import require_dtype, require_index, require_key
 from .launch import Arguments, Launch, bytes_of, cdiv
 from .philox import Purpose
 
 Padding = Literal["zeros", "reflect"]
-BLOCK = 1024
+BLOCK = 2048
 
 
 @triton.jit
@@ -38,9 +38,8 @@ def _augment_kernel(
 ):
     """BLOCK neighbouring elements of one image of the result, so that the stores are wide; the bytes are gathered."""
     image = tl.program_id(0) // programs_per_image
-    element = (tl.program_id(0) % programs_per_image) * BLOCK + tl.arange(0, BLOCK)
+    element = (tl.program_id(0) % programs_per_image) * BLOCK + neighbours(BLOCK, out_ptr)
     live = element < H * W * CHANNELS
-    element = tl.max_contiguous(element, 4)
     channel, column, row = element % CHANNELS, (element // CHANNELS) % W, element // (CHANNELS * W)
     sample = tl.load(index_ptr + image)
     if PADDING > 0 or FLIP:

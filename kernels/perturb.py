@@ -26,14 +26,14 @@ BLOCK = 1024
 
 @triton.jit
 def _initial_point_kernel(x_ptr, generated_ptr, eta_ptr, start_ptr, flag_ptr, epsilon, elements, BLOCK: tl.constexpr):
-    start, offsets, live = block_offsets(elements, BLOCK)
+    start, offsets, live = block_offsets(elements, BLOCK, eta_ptr)
     x = tl.load(x_ptr + start + offsets, mask=live, other=0)
     generated = tl.load(generated_ptr + start + offsets, mask=live, other=0.0).to(tl.float32)
     eta = tanh(generated) * epsilon
     tl.store(eta_ptr + start + offsets, eta, mask=live)
     tl.store(start_ptr + start + offsets, (pixel_value(x) + eta).to(start_ptr.dtype.element_ty), mask=live)
     if flag_ptr is not None:
-        raise_flag(flag_ptr, is_not_finite(generated), BLOCK)
+        raise_flag(flag_ptr, is_not_finite(generated), BLOCK, eta_ptr)
 
 
 def launch_initial_point(
@@ -151,7 +151,7 @@ def _signed_step_kernel(
     BLOCK: tl.constexpr,
 ):
     """Pointers that are None leave their part out: no gradient is a projection, no table a float pixel."""
-    start, offsets, live = block_offsets(elements, BLOCK)
+    start, offsets, live = block_offsets(elements, BLOCK, eta_ptr)
     x = tl.load(x_ptr + start + offsets, mask=live, other=0)
     delta = tl.load(eta_ptr + start + offsets, mask=live, other=0.0)
     if gradient_ptr is not None:
@@ -163,7 +163,7 @@ def _signed_step_kernel(
         bad = is_not_finite(point)
         if gradient_ptr is not None:
             bad = bad | is_not_finite(gradient)
-        raise_flag(flag_ptr, bad & live, BLOCK)
+        raise_flag(flag_ptr, bad & live, BLOCK, eta_ptr)
     x_adv = point
     if BALL:
         # Only the bound on the side of delta's sign can be reached: one gather from the table, not two.
@@ -291,10 +291,13 @@ def _empty_step(
 
 @triton.jit
 def _masked_kernel(inside_ptr, gradient_ptr, out_ptr, elements, BLOCK: tl.constexpr):
-    start, offsets, live = block_offsets(elements, BLOCK)
+    start, offsets, live = block_offsets(elements, BLOCK, out_ptr)
     gradient = tl.load(gradient_ptr + start + offsets, mask=live, other=0.0)
-    packed = tl.load(inside_ptr + start // 8 + offsets // 8, mask=live, other=0).to(tl.int32)
-    tl.store(out_ptr + start + offsets, tl.where((packed >> (offsets % 8)) & 1 == 1, gradient, 0.0), mask=live)
+    quad = tl.arange(0, BLOCK // 4)  # the four elements of a thread share half a byte
+    there = quad * 4 < tl.minimum(elements - start, BLOCK).to(tl.int32)
+    packed = tl.load(inside_ptr + start // 8 + quad // 2, mask=there, other=0).to(tl.int32) >> (quad % 2 * 4)
+    bits = tl.reshape(packed[:, None] >> tl.arange(0, 4)[None, :], [BLOCK]) & 1
+    tl.store(out_ptr + start + offsets, tl.where(bits == 1, gradient, 0.0), mask=live)
 
 
 def launch_masked(inside: Tensor, gradient: Tensor, out: Tensor, block: int = BLOCK) -> Launch:

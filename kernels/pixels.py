@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import reference
-from .arithmetic import block_offsets, is_not_finite, pixel_value, raise_flag, sign_of
+from .arithmetic import block_offsets, is_not_finite, neighbours, pixel_value, raise_flag, sign_of
 from .checks import require_dtype, require_flag, require_like, require_pixels
 from .launch import Arguments, Launch, bytes_of, cdiv
 from .layout import format_of
@@ -21,7 +21,7 @@ BLOCK = 1024
 
 @triton.jit
 def _to_float_kernel(x_ptr, out_ptr, elements, BLOCK: tl.constexpr):
-    start, offsets, live = block_offsets(elements, BLOCK)
+    start, offsets, live = block_offsets(elements, BLOCK, out_ptr)
     x = tl.load(x_ptr + start + offsets, mask=live, other=0)
     tl.store(out_ptr + start + offsets, pixel_value(x).to(out_ptr.dtype.element_ty), mask=live)
 
@@ -84,49 +84,49 @@ def _generator_input_kernel(
     programs_per_image,
     C: tl.constexpr,
     CHANNELS: tl.constexpr,
-    WIDTH: tl.constexpr,
     BENIGN: tl.constexpr,
     SIGNS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """BLOCK pixels of one image: each channel is read as one vector, all are written side by side.
+    """BLOCK neighbouring elements of one image of the result, so that the stores are wide.
 
-    The channel's number is known to the compiler in every register, so the selects below cost nothing. Strides are in
-    elements. WIDTH is CHANNELS rounded up to a power of two, as Triton wants it.
+    Every element asks for a pixel and for a gradient, and gets one of them at most: what the other mask
+    switches off costs no memory traffic. `pixels` are those of one image; strides are in elements.
     """
     image = (tl.program_id(0) // programs_per_image).to(tl.int64)
-    first = (tl.program_id(0) % programs_per_image).to(tl.int64) * BLOCK
-    offsets = tl.arange(0, BLOCK)
-    live = offsets < tl.minimum(pixels - first, BLOCK).to(tl.int32)
-    channel = tl.arange(0, WIDTH)[None, :]
-    out = tl.zeros([BLOCK, WIDTH], tl.float32)
+    begin = (tl.program_id(0) % programs_per_image).to(tl.int64) * BLOCK
+    offsets = neighbours(BLOCK, out_ptr)
+    live = offsets < tl.minimum(pixels * CHANNELS - begin, BLOCK).to(tl.int32)
+    first = begin // CHANNELS  # pixel in which this block begins
+    pixel = (offsets + (begin % CHANNELS).to(tl.int32)) // CHANNELS
+    channel = (offsets + (begin % CHANNELS).to(tl.int32)) % CHANNELS
+    out = tl.zeros([BLOCK], tl.float32)
     if BENIGN:
-        x_start = x_ptr + image * x_image + first * x_pixel
-        for c in tl.static_range(C):
-            x = tl.load(x_start + c * x_channel + offsets * x_pixel, mask=live, other=0)
-            out = tl.where(channel == c, pixel_value(x)[:, None], out)
+        start = x_ptr + image * x_image + first * x_pixel
+        x = tl.load(start + pixel * x_pixel + channel * x_channel, mask=live & (channel < C), other=0)
+        out = pixel_value(x)
     if SIGNS:
-        begin: tl.constexpr = C if BENIGN else 0
-        gradient_start = gradient_ptr + image * gradient_image + first * gradient_pixel
-        for c in tl.static_range(C):
-            gradient = tl.load(gradient_start + c * gradient_channel + offsets * gradient_pixel, mask=live, other=0.0)
-            out = tl.where(channel == begin + c, sign_of(gradient)[:, None], out)
-            if flag_ptr is not None:
-                raise_flag(flag_ptr, is_not_finite(gradient), BLOCK)
-    place = (image * pixels + first) * CHANNELS + offsets[:, None] * CHANNELS + channel
-    tl.store(out_ptr + place, out.to(out_ptr.dtype.element_ty), mask=live[:, None] & (channel < CHANNELS))
+        before: tl.constexpr = C if BENIGN else 0
+        start = gradient_ptr + image * gradient_image + first * gradient_pixel
+        of_sign = (channel >= before) & (channel < before + C)
+        place = pixel * gradient_pixel + (channel - before) * gradient_channel
+        gradient = tl.load(start + place, mask=live & of_sign, other=0.0)
+        out = tl.where(of_sign, sign_of(gradient), out)
+        if flag_ptr is not None:
+            raise_flag(flag_ptr, is_not_finite(gradient), BLOCK, out_ptr)
+    begin_out = out_ptr + image * pixels * CHANNELS + begin
+    tl.store(begin_out + offsets, out.to(out_ptr.dtype.element_ty), mask=live)
 
 
 def launch_generator_input(
-    x: Tensor, gradient: Tensor, out: Tensor, flag: Tensor | None, *, benign: bool, signs: bool, block: int = 256
+    x: Tensor, gradient: Tensor, out: Tensor, flag: Tensor | None, *, benign: bool, signs: bool, block: int = BLOCK
 ) -> Launch:
     """The launch that fills `out` [N, channels, H, W] (channels-last); x and gradient dense, each in its own format."""
     n, c, h, w = x.shape
     images, pixels = n, h * w
-    both_last = all(t.is_contiguous(memory_format=torch.channels_last) for t in (x, gradient))
-    if both_last:  # the batch is one long image, so that small images do not leave programs half empty
-        images, pixels = 1, n * h * w
-    programs_per_image = cdiv(pixels, block)
+    if all(t.is_contiguous(memory_format=torch.channels_last) for t in (x, gradient)):
+        images, pixels = 1, n * h * w  # one long image, so that small images do not leave programs half empty
+    programs_per_image = cdiv(pixels * out.shape[1], block)
     arguments: Arguments = {
         "x_ptr": x,
         "gradient_ptr": gradient,
@@ -137,9 +137,7 @@ def launch_generator_input(
         "pixels": pixels,
         "programs_per_image": programs_per_image,
     }
-    channels = out.shape[1]
-    constants = {"C": c, "CHANNELS": channels, "WIDTH": triton.next_power_of_2(channels), "BLOCK": block}
-    constants |= {"BENIGN": benign, "SIGNS": signs}
+    constants = {"C": c, "CHANNELS": out.shape[1], "BENIGN": benign, "SIGNS": signs, "BLOCK": block}
     moved = bytes_of(x if benign else None, gradient if signs else None, out)
     return Launch(_generator_input_kernel, images * programs_per_image, arguments, constants, moved)
 
