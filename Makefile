@@ -8,7 +8,7 @@ UV_VERSION := 0.13.9
 BIN := $(VENV)/bin
 SOURCES := engine kernels loaders bench
 # Two test processes of one thread each are twice as fast as one of two, and do not slow down on a busy machine.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal --benchmark-disable
 
 .PHONY: help
 help: ## this list
@@ -38,11 +38,15 @@ test: check system ## checks, then every test that takes seconds
 
 .PHONY: test-night
 test-night: check system ## every test that runs without a GPU
-	$(PYTEST) -m "not gpu" --durations=10
+	HARDFAST_EXAMPLES=10000 $(PYTEST) -m "not gpu" --durations=10
 
 .PHONY: test-gpu
 test-gpu: install ## the tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu
+
+.PHONY: mutants
+mutants: install ## plants defects in the kernels, one after the other, and counts those that the tests find (an hour)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.mutants.run --out tests/mutants/results.md
 
 .PHONY: check
 check: install ## ruff, its formatting, and the types of the package as it is installed
@@ -64,6 +68,11 @@ system: ## Debian's Fashion-MNIST for the tests that read the published files, w
 bench: install ## the table of README: methods, seeds, AutoAttack and step times on the digits (about 20 minutes)
 	$(BIN)/hardfast bench methods digits --out runs/methods --aa-samples $(AA_SAMPLES) \
 	  --csv bench/results/digits_methods.csv
+
+.PHONY: bench-cpu
+bench-cpu: install ## the kernels' CPU implementations, against the last time this ran here
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/bench/test_cpu_speed.py --benchmark-only --benchmark-autosave \
+	  --benchmark-compare --benchmark-columns=min,median,iqr
 
 .PHONY: clean
 clean: ## removes what was installed and built, and no run

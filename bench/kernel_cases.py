@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -23,7 +24,7 @@ from ..kernels import (
     signed_step,
     to_float,
 )
-from ..kernels.crop import launch_augment
+from ..kernels.crop import Padding, launch_augment
 from ..kernels.launch import Launch
 from ..kernels.noise import launch_random_start
 from ..kernels.perturb import launch_initial_point, launch_masked, launch_signed_step
@@ -206,11 +207,8 @@ def _signed_step(
         def op() -> Any:
             if gradient is None:
                 return project(x, eta, bounds=made.bounds, flag=made.flag)
-            bounds, asked = made.bounds if ball else None, {"x_adv_dtype": x_adv_dtype, "flag": made.flag}
-            start = eta.detach().requires_grad_(inside)
-            if delta:
-                return signed_step(x, start, gradient, alpha=EPSILON, bounds=bounds, **asked)
-            return signed_step(x, start, gradient, alpha=EPSILON, bounds=bounds, keep_delta=False, **asked)
+            step = partial(signed_step, alpha=EPSILON, bounds=made.bounds if ball else None, x_adv_dtype=x_adv_dtype)
+            return step(x, eta.detach().requires_grad_(inside), gradient, flag=made.flag, keep_delta=delta)
 
         return Problem(launch, op, usual, (x, eta) if gradient is None else (x, eta, gradient))
 
@@ -248,7 +246,7 @@ def _augment(dtype: torch.dtype, channels: int, reflect: bool = False) -> Callab
         images, padding, n, size = made.bytes(), max(shape.size // 8, 1), shape.batch, shape.size
         index = torch.randperm(n, device=device, generator=made.draw)
         out = torch.empty(n, size, size, channels, dtype=dtype, device=device)
-        mode = "reflect" if reflect else "zeros"
+        mode: Padding = "reflect" if reflect else "zeros"
 
         def usual(images: Tensor, index: Tensor) -> Tensor:
             picked = images[index].permute(0, 3, 1, 2).float()

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
+
+CAPTURE_WARMUP = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,28 +28,91 @@ class Spread:
         return cls(statistics.median(values), fifths[0], fifths[3])
 
 
+def interleaved(timers: Mapping[str, Callable[[], float]], *, repeats: int, warmup: int) -> dict[str, list[float]]:
+    """What every timer returns: all once, then all again, `repeats` times after `warmup` rounds."""
+    found: dict[str, list[float]] = {name: [] for name in timers}
+    for round_number in range(warmup + repeats):
+        for name, timer in timers.items():
+            seconds = timer()
+            if round_number >= warmup:
+                found[name].append(seconds)
+    return found
+
+
 def interleaved_seconds(
     variants: Mapping[str, Callable[[], object]], *, repeats: int, warmup: int, device: torch.device
 ) -> dict[str, list[float]]:
-    """Seconds of every call: all variants once, then all again, `repeats` times after `warmup` rounds.
+    """Seconds of every call by the clock on the wall, all variants in turn as in `interleaved`.
 
     A GPU is waited for before and after each call, so a call should be long against that wait.
     """
-    seconds: dict[str, list[float]] = {name: [] for name in variants}
-    for round_number in range(warmup + repeats):
-        for name, call in variants.items():
-            _wait(device)
-            began = time.perf_counter()
-            call()
-            _wait(device)
-            if round_number >= warmup:
-                seconds[name].append(time.perf_counter() - began)
-    return seconds
+    timers = {name: partial(wall_seconds, call, device) for name, call in variants.items()}
+    return interleaved(timers, repeats=repeats, warmup=warmup)
 
 
 def paired_ratio(seconds: Mapping[str, list[float]], name: str, base: str) -> Spread:
     """How much longer `name` took than `base`, round by round."""
     return Spread.of([a / b for a, b in zip(seconds[name], seconds[base], strict=True)])
+
+
+class Rotation:
+    """Runs on different tensors, one after the other and then again from the first, so that no cache serves the next.
+
+    The result of a run is held until that run comes again. Freed at once, all results would share one piece of memory,
+    which would never leave the cache.
+    """
+
+    def __init__(self, runs: Sequence[Callable[[], object]], *, turns: int = 1) -> None:
+        self.runs, self.turns = runs, turns
+
+    def __len__(self) -> int:
+        """How many runs a call makes."""
+        return len(self.runs) * self.turns
+
+    def __call__(self) -> None:
+        """Makes all the runs."""
+        results: list[object] = [None] * len(self.runs)
+        for _ in range(self.turns):
+            for place, run in enumerate(self.runs):
+                results[place] = run()
+
+
+class GraphTimer:
+    """Times a call on the current CUDA device without its launches: captured in a CUDA graph, and replayed.
+
+    The call is made a few times on a side stream before its capture, which compiles what has to be compiled. It must
+    not wait for the GPU, and a replay should take well over 100 us.
+    """
+
+    def __init__(self, call: Callable[[], object]) -> None:
+        self.call = call  # and with it the tensors whose memory the graph reads and writes
+        self.graph = torch.cuda.CUDAGraph()
+        self.began, self.ended = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):  # also puts the stream back where a capture fails
+            for _ in range(CAPTURE_WARMUP):
+                call()
+            with torch.cuda.graph(self.graph, stream=stream, capture_error_mode="thread_local"):
+                call()
+
+    def __call__(self) -> float:
+        """Seconds of one replay."""
+        self.graph.replay()  # untimed: the GPU is busy with it while the CPU launches the timed one
+        self.began.record()
+        self.graph.replay()
+        self.ended.record()
+        self.ended.synchronize()
+        return self.began.elapsed_time(self.ended) / 1000
+
+
+def wall_seconds(call: Callable[[], object], device: torch.device) -> float:
+    """Seconds of one call by the clock on the wall; a GPU is waited for before and after it."""
+    _wait(device)
+    began = time.perf_counter()
+    call()
+    _wait(device)
+    return time.perf_counter() - began
 
 
 def _wait(device: torch.device) -> None:

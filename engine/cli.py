@@ -19,7 +19,7 @@ from . import console, recipes
 from .errors import Diverged, EvaluationError, Stopped, UsageError
 from .evaluation import ATTACKS, AttackName, evaluate
 from .methods import METHODS, method_options
-from .parsing import parse
+from .parsing import parse, recipe_name
 from .recipes import Recipe
 from .run_folder import RunFolder, Which
 from .trainer import train
@@ -35,6 +35,8 @@ hardfast: adversarially robust image classifiers, fast
   hardfast evaluate DIR                     attacks a trained run: table, and DIR/evaluation.json
   hardfast data list | prepare NAME         the data sets; fetches one and checks it
   hardfast bench methods RECIPE --out DIR   trains and attacks several methods over several seeds: a table
+  hardfast bench kernels                    times every kernel beside plain PyTorch, compiled PyTorch and a copy
+  hardfast bench machine-code               what the kernels become on V100, A100 and H100, without one
 
 Each says more with --help. Exit codes: 0 done, 2 wrong use, 75 stopped on request and resumable, 76 training
 diverged, 130 interrupted at once.
@@ -63,7 +65,7 @@ class TrainArguments:
 
 def run_train(argv: Sequence[str]) -> int:
     """hardfast train RECIPE --out DIR [overrides]"""
-    name, rest = _recipe_name("train", argv)
+    name, rest = recipe_name("train", argv)
     recipe = recipes.get(name)
     wanted = _value_of("--method", rest)
     if wanted is not None and wanted != recipe.method.name:
@@ -187,65 +189,12 @@ def run_data(argv: Sequence[str]) -> int:
     raise UsageError("data needs `list` or `prepare NAME`: for example `hardfast data prepare fashion-mnist`")
 
 
-@dataclass(frozen=True, kw_only=True)
-class BenchMethodsArguments:
-    """Trains several methods over several seeds from one recipe, attacks each, and times their steps side by side."""
-
-    out: str
-    """Folder for the runs; a second call goes on where the first one stopped."""
-
-    methods: tuple[str, ...] = ("standard", "fgsm-sdi", "pgd-at")
-    """Methods to compare."""
-
-    seeds: tuple[int, ...] = (0, 1, 2)
-    """A run of each method for each of these seeds."""
-
-    attacks: tuple[AttackName, ...] = ("clean", "pgd-20", "aa")
-    """Attacks on the best checkpoint of each run."""
-
-    aa_samples: int | None = None
-    """Only the first so many test images for aa; the number stands in the table."""
-
-    csv: str | None = None
-    """Also write the rows to this file."""
-
-    device: str = "auto"
-    """auto, cpu, cuda or cuda:N."""
-
-    recipe: Annotated[Recipe, tyro.conf.arg(name="")] = field(default_factory=Recipe)
-
-
 def run_bench(argv: Sequence[str]) -> int:
-    """hardfast bench methods RECIPE --out DIR [overrides]"""
-    from ..bench.methods import compare_methods  # bench imports the engine, so not at the top
+    """hardfast bench methods | kernels | machine-code"""
+    from ..bench.cli import run_bench as run  # bench imports the engine, so not at the top
 
-    if argv[:1] != ["methods"]:
-        raise UsageError("bench needs `methods`: for example `hardfast bench methods digits --out runs/methods`")
-    name, rest = _recipe_name("bench methods", argv[1:])
-    default = BenchMethodsArguments(out=tyro.MISSING, recipe=recipes.get(name))
-    asked = parse(BenchMethodsArguments, rest, f"hardfast bench methods {name}", default=default)
-    table = compare_methods(
-        asked.recipe,
-        Path(asked.out),
-        methods=asked.methods,
-        seeds=asked.seeds,
-        attacks=asked.attacks,
-        samples_of={} if asked.aa_samples is None else {"aa": asked.aa_samples},
-        device=asked.device,
-        csv=None if asked.csv is None else Path(asked.csv),
-    )
-    console.line()
-    console.line(table)
+    run(argv)
     return DONE
-
-
-def _recipe_name(command: str, argv: Sequence[str]) -> tuple[str, list[str]]:
-    """(the recipe, the other words); `--help` without a recipe teaches with `digits`."""
-    if argv and not argv[0].startswith("-"):
-        return argv[0], list(argv[1:])
-    if "-h" in argv or "--help" in argv:
-        return "digits", list(argv)
-    raise UsageError(f"{command} needs a recipe before its options: choose one of {', '.join(recipes.PRESETS)}")
 
 
 def _value_of(flag: str, argv: Sequence[str]) -> str | None:

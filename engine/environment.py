@@ -59,6 +59,33 @@ def describe_environment(device: torch.device) -> dict[str, Any]:
     }
 
 
+def gpu_state(device: torch.device) -> dict[str, str | float | None]:
+    """Power limit in W, clocks of this moment in MHz, and driver, as nvidia-smi tells them; None where it does not."""
+    fields = {
+        "power_limit_w": "power.limit",
+        "sm_clock_mhz": "clocks.sm",
+        "memory_clock_mhz": "clocks.mem",
+        "driver": "driver_version",
+    }
+    state: dict[str, str | float | None] = dict.fromkeys(fields)
+    if device.type != "cuda":
+        return state
+    identity = str(torch.cuda.get_device_properties(device).uuid).removeprefix("GPU-")  # our numbers may not be its
+    query = ["nvidia-smi", f"--id=GPU-{identity}", f"--query-gpu={','.join(fields.values())}"]
+    try:
+        done = subprocess.run(
+            [*query, "--format=csv,noheader,nounits"], capture_output=True, text=True, timeout=10, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return state
+    for name, word in zip(fields, done.stdout.strip().split(", "), strict=False):
+        if name == "driver":
+            state[name] = word
+        elif word.replace(".", "").isdecimal():  # not `[N/A]`
+            state[name] = float(word)
+    return state
+
+
 def git_revision() -> str | None:
     """The commit of the source tree this package runs from, with `+` where files differ from it; None outside one."""
     here = Path(__file__)

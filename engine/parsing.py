@@ -11,6 +11,7 @@ from typing import TypeVar
 
 import tyro
 
+from . import recipes
 from .errors import UsageError
 
 Arguments = TypeVar("Arguments")
@@ -73,3 +74,12 @@ def _options(kind: type[Arguments], program: str, default: Arguments | None) -> 
     with contextlib.redirect_stdout(said), contextlib.suppress(SystemExit):
         _parse(kind, ["--help"], program, default)
     return sorted(set(re.findall(r"(--[\w.-]+)", said.getvalue())) - {"--help"})
+
+
+def recipe_name(command: str, argv: Sequence[str]) -> tuple[str, list[str]]:
+    """(the recipe, the other words); `--help` without a recipe teaches with `digits`."""
+    if argv and not argv[0].startswith("-"):
+        return argv[0], list(argv[1:])
+    if "-h" in argv or "--help" in argv:
+        return "digits", list(argv)
+    raise UsageError(f"{command} needs a recipe before its options: choose one of {', '.join(recipes.PRESETS)}")

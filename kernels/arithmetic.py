@@ -105,7 +105,7 @@ def tanh(x):
     series = series * (r * r) + r
     expm1 = series * power + (power - 1.0)
     ratio = tl.div_rn(expm1, expm1 + 2.0)
-    return tl.where(x < 0, -ratio, ratio)
+    return tl.where(x < 0, 0.0 - ratio, ratio)
 
 
 @triton.jit
@@ -115,14 +115,14 @@ def outer_bound(pixel, up, radius, BOX: tl.constexpr):
     pixel + radius is rounded; where it was rounded outwards, which its exact rounding error shows (Knuth's two-sum),
     the float before it is taken. The lower bound is the upper one of the mirrored pixel.
     """
-    mirrored = tl.where(up, pixel, -pixel)
+    mirrored = tl.where(up, pixel, 0.0 - pixel)
     total = mirrored + radius
     part = total - mirrored
     error = (mirrored - (total - part)) + (radius - part)
     bits = total.to(tl.int32, bitcast=True)
     before = tl.where(total > 0, bits - 1, bits + 1).to(tl.float32, bitcast=True)
     total = tl.where(error < 0, before, total)
-    bound = tl.where(up, total, -total)
+    bound = tl.where(up, total, 0.0 - total)  # never -0.0
     if BOX:
         bound = tl.where(up, tl.where(bound > 1.0, 1.0, bound), tl.where(bound < 0.0, 0.0, bound))
     return bound

@@ -10,10 +10,17 @@ from torch import Tensor
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
-def require_pixels(x: Tensor, name: str = "x") -> None:
-    """uint8 pixels, or float32 / float64 pixels in [0, 1]; [N, C, H, W]."""
+def require_tensor(x: Tensor, name: str) -> None:
+    """An ordinary tensor, with strides: nothing sparse or quantised."""
     if not isinstance(x, Tensor):
         raise TypeError(f"{name} must be a tensor, not {type(x).__name__}")
+    if x.layout != torch.strided:
+        raise TypeError(f"{name} is {x.layout}: make it dense with to_dense()")
+
+
+def require_pixels(x: Tensor, name: str = "x") -> None:
+    """uint8 pixels, or float32 / float64 pixels in [0, 1]; [N, C, H, W]."""
+    require_tensor(x, name)
     if x.dtype not in (torch.uint8, torch.float32, torch.float64):
         raise TypeError(f"{name} must be uint8 pixels (or float32 in [0, 1]), not {x.dtype}")
     if x.dim() != 4:
@@ -22,8 +29,7 @@ def require_pixels(x: Tensor, name: str = "x") -> None:
 
 def require_like(x: Tensor, other: Tensor, name: str, dtypes: tuple[torch.dtype, ...] = FLOATS) -> None:
     """A float tensor of x's shape on x's device."""
-    if not isinstance(other, Tensor):
-        raise TypeError(f"{name} must be a tensor, not {type(other).__name__}")
+    require_tensor(other, name)
     if other.dtype not in dtypes:
         raise TypeError(f"{name} must be {', '.join(_plain(d) for d in dtypes)}, not {_plain(other.dtype)}")
     if other.shape != x.shape:
@@ -67,7 +73,10 @@ def require_index(device: torch.device, index: Tensor, length: int | None = None
 
 def pixel_units(value: Fraction | float, name: str) -> float:
     """A radius or step size as a float in [0, 1] pixel units."""
-    number = float(value)
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise TypeError(f"{name} must be a number or a Fraction, not {value!r}") from None
     if not 0 <= number <= 1:
         raise ValueError(f"{name} must lie in [0, 1] pixel units (8/255, say), not {number:g}")
     return number
@@ -77,6 +86,14 @@ def require_dtype(dtype: torch.dtype, name: str, dtypes: tuple[torch.dtype, ...]
     """One of a few dtypes."""
     if dtype not in dtypes:
         raise TypeError(f"{name} must be {', '.join(_plain(d) for d in dtypes)}, not {_plain(dtype)}")
+
+
+def require_channels(channels: int, needed: int, name: str) -> None:
+    """At least as many channels as there is to put into them."""
+    if not isinstance(channels, int) or isinstance(channels, bool):
+        raise TypeError(f"channels must be an integer, not {channels!r}")
+    if channels < needed:
+        raise ValueError(f"channels is {channels}, but {name} {needed}: ask for at least that")
 
 
 def _plain(dtype: torch.dtype) -> str:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from . import reference
 from .arithmetic import neighbours, pixel_value
-from .checks import require_dtype, require_index, require_key
+from .checks import require_channels, require_dtype, require_index, require_key, require_tensor
 from .launch import Arguments, Launch, bytes_of, cdiv
 from .philox import Purpose
 
@@ -25,6 +25,7 @@ def _augment_kernel(
     index_ptr,
     key_ptr,
     out_ptr,
+    images,
     programs_per_image,
     H: tl.constexpr,
     W: tl.constexpr,
@@ -55,7 +56,8 @@ def _augment_kernel(
         row, column = tl.abs(row), tl.abs(column)
         row = tl.where(row >= H, 2 * (H - 1) - row, row)
         column = tl.where(column >= W, 2 * (W - 1) - column, column)
-    there = live & (channel < C) & (row >= 0) & (row < H) & (column >= 0) & (column < W)
+    known = (sample >= 0) & (sample < images)  # a wrong index gives zeros, never another tensor's memory
+    there = live & known & (channel < C) & (row >= 0) & (row < H) & (column >= 0) & (column < W)
     source = images_ptr + sample * (H * W * C) + ((row * W + column) * C + channel)
     x = tl.load(source, mask=there, other=0)
     if out_ptr.dtype.element_ty != tl.uint8:
@@ -83,6 +85,7 @@ def launch_augment(
         "index_ptr": index,
         "key_ptr": key,
         "out_ptr": out,
+        "images": len(images),
         "programs_per_image": programs_per_image,
     }
     constants = {
@@ -149,7 +152,8 @@ def augment(
 
     Args:
         images: uint8 [M, H, W, C], contiguous: the whole data set on the device.
-        index: int64 [N], which samples, each in [0, M).
+        index: int64 [N], which samples, each in [0, M). Outside it a CPU raises IndexError; a GPU, which could not say
+            so without waiting, returns zeros.
         key: from `random_key`, on the images' device.
         padding: pixels added on each side before the crop, which has the size of the image; below both sides for
             `reflect`.
@@ -165,8 +169,9 @@ def augment(
     Raises:
         TypeError, ValueError: an argument of the wrong dtype, shape, device or range.
     """
-    if not isinstance(images, Tensor) or images.dtype != torch.uint8:
-        raise TypeError(f"images must be uint8, not {getattr(images, 'dtype', type(images).__name__)}")
+    require_tensor(images, "images")
+    if images.dtype != torch.uint8:
+        raise TypeError(f"images must be uint8, not {images.dtype}")
     if images.dim() != 4 or not images.is_contiguous():
         raise ValueError(f"images must be contiguous [M, H, W, C], not {tuple(images.shape)}, {images.stride()}")
     require_index(images.device, index)
@@ -174,8 +179,7 @@ def augment(
     require_dtype(dtype, "dtype", (torch.uint8, torch.float32, torch.float16, torch.bfloat16, torch.float64))
     _, h, w, c = images.shape
     channels = c if channels is None else channels
-    if channels < c:
-        raise ValueError(f"channels is {channels}, but the images have {c}: ask for at least that")
+    require_channels(channels, c, "the images have")
     if mode not in ("zeros", "reflect"):
         raise ValueError(f"mode must be zeros or reflect, not {mode!r}")
     reflect = mode == "reflect"

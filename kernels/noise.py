@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import reference
-from .checks import pixel_units, require_dtype, require_index, require_key
+from .checks import pixel_units, require_dtype, require_index, require_key, require_tensor
 from .launch import Arguments, Launch, bytes_of, cdiv
 from .layout import format_of
 from .philox import Purpose
@@ -113,8 +113,9 @@ def random_start(
     Raises:
         TypeError, ValueError: an argument of the wrong dtype, shape, device or range.
     """
-    if not isinstance(x, Tensor) or x.dim() != 4:
-        raise ValueError(f"x must be [N, C, H, W], not {tuple(getattr(x, 'shape', ())) or type(x).__name__}")
+    require_tensor(x, "x")
+    if x.dim() != 4:
+        raise ValueError(f"x must be [N, C, H, W], not of shape {tuple(x.shape)}")
     require_index(x.device, index, len(x))
     require_key(x.device, key)
     require_dtype(dtype, "dtype")

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from . import reference
 from .arithmetic import block_offsets, is_not_finite, neighbours, pixel_value, raise_flag, sign_of
-from .checks import require_dtype, require_flag, require_like, require_pixels
+from .checks import require_channels, require_dtype, require_flag, require_like, require_pixels, require_tensor
 from .launch import Arguments, Launch, bytes_of, cdiv
 from .layout import format_of
 
@@ -62,8 +62,9 @@ def to_float(x: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     Raises:
         TypeError: x is not uint8, or dtype not a float.
     """
-    if not isinstance(x, Tensor) or x.dtype != torch.uint8:
-        raise TypeError(f"x must be uint8 pixels, not {getattr(x, 'dtype', type(x).__name__)}")
+    require_tensor(x, "x")
+    if x.dtype != torch.uint8:
+        raise TypeError(f"x must be uint8 pixels, not {x.dtype}")
     require_dtype(dtype, "dtype")
     return _to_float_op(x.contiguous(memory_format=format_of(x)), dtype)
 
@@ -209,8 +210,7 @@ def generator_input(
     benign, signs = "benign" in inputs, "grad" in inputs
     needed = x.shape[1] * (benign + signs)
     channels = needed if channels is None else channels
-    if channels < needed:
-        raise ValueError(f"channels is {channels}, but the generator's inputs have {needed}: ask for at least that")
+    require_channels(channels, needed, "the generator's inputs have")
     dtype = gradient.dtype if dtype is None else dtype
     require_dtype(dtype, "dtype")
     x, gradient = (t.detach().contiguous(memory_format=format_of(t)) for t in (x, gradient))

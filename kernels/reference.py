@@ -65,7 +65,7 @@ def tanh(x: Tensor) -> Tensor:
     series = series * (r * r) + r
     expm1 = series * power + (power - 1)
     ratio = expm1 / (expm1 + 2)
-    return torch.where(x < 0, -ratio, ratio)
+    return torch.where(x < 0, 0 - ratio, ratio)
 
 
 def initial_point(
@@ -122,13 +122,13 @@ def outer_bound(pixel: Tensor, up: Tensor, radius: float, box: bool) -> Tensor:
     pixel + radius is rounded; where it was rounded outwards, which its exact rounding error shows (Knuth's two-sum),
     the float before it is taken. The lower bound is the upper one of the mirrored pixel.
     """
-    mirrored = torch.where(up, pixel, -pixel)
+    mirrored = torch.where(up, pixel, 0 - pixel)
     added = torch.full_like(mirrored, radius)
     total = mirrored + added
     part = total - mirrored
     error = (mirrored - (total - part)) + (added - part)
     total = torch.where(error < 0, torch.nextafter(total, torch.full_like(total, -torch.inf)), total)
-    bound = torch.where(up, total, -total)
+    bound = torch.where(up, total, 0 - total)  # never -0.0
     if box:
         bound = torch.where(up, torch.where(bound > 1, 1.0, bound), torch.where(bound < 0, 0.0, bound))
     return bound
@@ -180,6 +180,8 @@ def augment(
     dtype: torch.dtype,
 ) -> Tensor:
     """Gather by index, crop at random out of a padded frame, flip at random, convert: [N, H, W, channels]."""
+    if not images.is_cuda and len(index) and (index.min() < 0 or index.max() >= len(images)):
+        raise IndexError(f"index reaches from {index.min()} to {index.max()}, but there are {len(images)} images")
     picked = images[index]
     n, h, w, c = picked.shape
     if padding or flip:

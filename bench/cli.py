@@ -1,0 +1,161 @@
+"""`hardfast bench`: each benchmark is a dataclass whose docstrings are its help, and a function that runs it."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from ..engine import console, recipes
+from ..engine.errors import UsageError
+from ..engine.evaluation import AttackName
+from ..engine.parsing import parse, recipe_name
+from ..engine.recipes import Recipe
+from ..engine.run_folder import write_whole
+from . import machine_code
+from .kernels import bench_kernels
+from .methods import compare_methods
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchMethodsArguments:
+    """Trains several methods over several seeds from one recipe, attacks each, and times their steps side by side."""
+
+    out: str
+    """Folder for the runs; a second call goes on where the first one stopped."""
+
+    methods: tuple[str, ...] = ("standard", "fgsm-sdi", "pgd-at")
+    """Methods to compare."""
+
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """A run of each method for each of these seeds."""
+
+    attacks: tuple[AttackName, ...] = ("clean", "pgd-20", "aa")
+    """Attacks on the best checkpoint of each run."""
+
+    aa_samples: int | None = None
+    """Only the first so many test images for aa; the number stands in the table."""
+
+    csv: str | None = None
+    """Also write the rows to this file."""
+
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+
+    recipe: Annotated[Recipe, tyro.conf.arg(name="")] = field(default_factory=Recipe)
+
+
+def run_bench_methods(argv: Sequence[str]) -> None:
+    """hardfast bench methods RECIPE --out DIR [overrides]"""
+    name, rest = recipe_name("bench methods", argv)
+    default = BenchMethodsArguments(out=tyro.MISSING, recipe=recipes.get(name))
+    asked = parse(BenchMethodsArguments, rest, f"hardfast bench methods {name}", default=default)
+    table = compare_methods(
+        asked.recipe,
+        Path(asked.out),
+        methods=asked.methods,
+        seeds=asked.seeds,
+        attacks=asked.attacks,
+        samples_of={} if asked.aa_samples is None else {"aa": asked.aa_samples},
+        device=asked.device,
+        csv=None if asked.csv is None else Path(asked.csv),
+    )
+    console.line()
+    console.line(table)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchKernelsArguments:
+    """Times every kernel in its variants beside the same in plain PyTorch (eager), that under torch.compile (compiled),
+    and a device copy of as many bytes (copy), in turn in one process.
+
+    On a GPU: CUDA graphs, replayed over inputs larger than the L2, and for each kernel how much of the copy's speed it
+    reaches. On a CPU: the CPU implementations, and ratios only.
+    """
+
+    kernels: Annotated[tuple[str, ...], tyro.conf.arg(metavar="[NAME ...]")] = ()
+    """Only some of to_float, generator_input, initial_point, signed_step, masked, random_start and augment; all of them
+    if none is named."""
+
+    shapes: Annotated[tuple[str, ...], tyro.conf.arg(metavar="[BATCHxSIZE ...]")] = ()
+    """Batch and side of the colour images, for example 128x32 64x224. If none is named: 128x32 512x32 1024x32 128x64
+    64x224 on a GPU, 16x32 on a CPU."""
+
+    rounds: int | None = None
+    """How often each variant is timed, for the median and the 20th and 80th percentile; by default 50 times on a GPU,
+    20 times on a CPU."""
+
+    csv: str | None = None
+    """Also write the rows to this file: times, bytes, GB/s on a GPU, device, clocks and versions."""
+
+    json: str | None = None
+    """Also write the rows to this file, as a list of objects with the columns of the CSV."""
+
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+
+
+def run_bench_kernels(argv: Sequence[str]) -> None:
+    """hardfast bench kernels [options]"""
+    asked = parse(BenchKernelsArguments, argv, "hardfast bench kernels")
+    table = bench_kernels(
+        kernels=asked.kernels,
+        shapes=asked.shapes,
+        device=asked.device,
+        rounds=asked.rounds,
+        csv=None if asked.csv is None else Path(asked.csv),
+        json=None if asked.json is None else Path(asked.json),
+    )
+    console.line()
+    console.line(table)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchMachineCodeArguments:
+    """Compiles every kernel for V100, A100 and H100 (sm_70, sm_80, sm_90) and reads registers, spills and the widths of
+    its memory accesses from the machine code. Needs no GPU.
+    """
+
+    readme: str | None = None
+    """Also put the table between its two marks in this Markdown file, like bench/README.md."""
+
+    json: str | None = None
+    """Also write the findings to this file, an object for each kernel and architecture."""
+
+
+def run_bench_machine_code(argv: Sequence[str]) -> None:
+    """hardfast bench machine-code [--readme FILE] [--json FILE]"""
+    asked = parse(BenchMachineCodeArguments, argv, "hardfast bench machine-code")
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        raise UsageError("TRITON_INTERPRET=1 puts Triton's interpreter in place of its compiler: unset it")
+    found = machine_code.inspect_all()
+    table = machine_code.markdown(found)
+    if asked.json is not None:
+        write_whole(Path(asked.json), json.dumps(machine_code.rows(found), indent=2) + "\n")
+    if asked.readme is not None:
+        machine_code.write_into(Path(asked.readme), table)
+    console.line(table)
+
+
+BENCHMARKS: dict[str, Callable[[Sequence[str]], None]] = {
+    "methods": run_bench_methods,
+    "kernels": run_bench_kernels,
+    "machine-code": run_bench_machine_code,
+}
+
+
+def run_bench(argv: Sequence[str]) -> None:
+    """hardfast bench NAME [options]"""
+    if argv[:1] in (["-h"], ["--help"]):
+        console.line("hardfast bench methods RECIPE --out DIR | kernels | machine-code; each says more with --help")
+        return
+    if not argv or argv[0] not in BENCHMARKS:
+        raise UsageError(
+            f"bench needs {', '.join(f'`{name}`' for name in BENCHMARKS)}: for example `hardfast bench kernels`"
+        )
+    BENCHMARKS[argv[0]](argv[1:])
