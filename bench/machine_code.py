@@ -42,6 +42,7 @@ POINTERS = {
 # nvdisasm does not read sm_70 any more, so we do; on sm_80 and sm_90 both must find the same.
 MEMORY = {0x181: "LDG", 0x186: "STG", 0x183: "LDL", 0x187: "STL"}
 WIDTHS = {0: 8, 1: 8, 2: 16, 3: 16, 4: 32, 5: 64, 6: 128}
+INEXACT = re.compile(r"\bfma\.\w+(?:\.\w+)*|\bdiv\.(?:full|approx)\S*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +56,8 @@ class MachineCode:
         stack: bytes of a thread for spilled registers and arrays that are indexed at run time.
         shared: bytes of shared memory of a program.
         instructions: of the whole kernel.
+        inexact: floating-point instructions in its PTX that do not round as the references do: fused multiply-adds, and
+            divisions that are not correctly rounded.
         accesses: how often each access to global (LDG, STG) and local memory (LDL, STL) stands in the code, by
             operation and width in bits.
     """
@@ -65,6 +68,7 @@ class MachineCode:
     stack: int
     shared: int
     instructions: int
+    inexact: int
     accesses: Mapping[tuple[str, int], int]
 
     @property
@@ -125,6 +129,7 @@ def inspect(case: Case, architecture: int, shape: Shape = SHAPE) -> MachineCode:
         stack=int(found[2]),
         shared=compiled.metadata.shared,
         instructions=len(instructions),
+        inexact=len(INEXACT.findall(compiled.asm["ptx"])),
         accesses=accesses,
     )
 
@@ -191,6 +196,7 @@ def rows(found: Mapping[str, Mapping[int, MachineCode]]) -> list[dict[str, Any]]
             "local": code.local,
             "shared": code.shared,
             "instructions": code.instructions,
+            "inexact": code.inexact,
             "loads": _by_width(code, "LDG"),
             "stores": _by_width(code, "STG"),
             "bytes_per_element": bytes_per_element(code.case),

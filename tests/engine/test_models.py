@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from functools import partial
+from itertools import pairwise
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ from hardfast.engine.models import (
     NetShape,
     PaperGenerator,
     ReleasedGenerator,
+    build_generator,
     build_model,
     seeded_initialisation,
 )
@@ -95,3 +98,21 @@ def test_normalisation_is_inside_and_not_in_the_state_dict() -> None:
 def test_bad_options(make: object, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         make()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("variant", "chains"), [("released", 3), ("paper", 4)])
+def test_inductor_leaves_one_kernel_between_the_generators_convolutions(variant: str, chains: int) -> None:
+    """Why there are no hand-written epilogues: they could not move fewer bytes. A change here reopens the question."""
+    from torch._inductor.utils import run_and_get_code
+
+    generator = build_generator(variant, 6, 3, 64).eval().to(memory_format=torch.channels_last)
+    seen = torch.randn(2, 6, 16, 16).to(memory_format=torch.channels_last)
+    with torch.no_grad():
+        _, code = run_and_get_code(torch.compile(generator, dynamic=False), seen)
+    body = "\n".join(code).partition("def call(")[2]
+    order = re.findall(r"^\s+(?:buf\d+ = extern_kernels\.(convolution)\(|(cpp_fused)\w+\()", body, re.MULTILINE)
+    kinds = ["convolution" if convolution else "chain" for convolution, _ in order]
+    assert kinds.count("convolution") == 4
+    assert kinds.count("chain") == chains
+    assert ("chain", "chain") not in set(pairwise(kinds))

@@ -47,6 +47,11 @@ def test_no_spills_and_few_registers(compiled: dict[str, Any]) -> None:
         assert 0 < row["registers"] <= REGISTERS, row
 
 
+def test_it_rounds_as_the_references_do(compiled: dict[str, Any]) -> None:
+    """No fused multiply-add, no approximate division: the interpreter would not see either."""
+    assert [row for row in compiled["rows"] if row["inexact"]] == []
+
+
 def test_float_arrays_move_in_16_byte_accesses(compiled: dict[str, Any]) -> None:
     """In the flat kernels every float32 array, in the others every result in channels-last memory format."""
     launches = {case.name: case.build(SHAPE, torch.device("cpu"), 0).launch for case in CASES}

@@ -22,6 +22,7 @@ from hardfast.kernels import (
     signed_step,
     to_float,
 )
+from hardfast.kernels.layout import require_alike
 
 from .guarded import same_bits
 
@@ -186,6 +187,16 @@ def test_compiled_is_eager_to_the_bit(name: str, backend: str) -> None:
         outcome(compiled, differentiate=differentiate), outcome(calls[name], differentiate=differentiate), strict=True
     ):
         assert same_bits(found, wanted)
+
+
+def test_operators_refuse_what_they_cannot_index() -> None:
+    """On a GPU the operators themselves check what the public functions have put right."""
+    x, eta, gradient = drawn()
+    require_alike(x, eta=eta, gradient=gradient, missing=None)
+    with pytest.raises(ValueError, match="gradient has strides"):
+        require_alike(x, eta=eta, gradient=gradient.contiguous())
+    with pytest.raises(ValueError, match="x has strides"):
+        require_alike(x.transpose(2, 3))
 
 
 def test_the_flag_is_raised_and_stays() -> None:

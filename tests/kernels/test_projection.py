@@ -66,6 +66,13 @@ def test_bad_radius(epsilon: Fraction, dtype: torch.dtype) -> None:
         pixel_bounds(epsilon, box=True, dtype=dtype)
 
 
+@pytest.mark.parametrize("box", [False, True])
+@pytest.mark.parametrize("epsilon", RADII)
+def test_no_bound_is_minus_zero(epsilon: Fraction, box: bool) -> None:
+    table = pixel_bounds(epsilon, box=box).table
+    assert not (table.signbit() & (table == 0)).any()
+
+
 def test_half_precision_cannot_hold_the_ball() -> None:
     with pytest.raises(ValueError, match="dtype"):
         pixel_bounds(Fraction(8, 255), box=True, dtype=torch.bfloat16)

@@ -83,10 +83,13 @@ ARITHMETIC = (
     Mutant("arithmetic.py", "error < 0, before", "error > 0, before", "the ball's radius rounded the wrong way"),
     Mutant("arithmetic.py", "total > 0, bits - 1, bits + 1", "total > 0, bits - 1, bits - 1", "wrong where negative"),
     Mutant(
-        "arithmetic.py", "error = (mirrored - (total - part)) + (radius - part)", "error = radius - part", "two-sum"
+        "arithmetic.py",
+        "error = (mirrored - (total - part)) + (radius - part)",
+        "error = radius - part",
+        "half of the two-sum",
     ),
-    Mutant("arithmetic.py", "bound > 1.0, 1.0, bound", "bound > 1.0, bound, bound", "box: above 1"),
-    Mutant("arithmetic.py", "bound < 0.0, 0.0, bound", "bound < 0.0, bound, bound", "box: below 0"),
+    Mutant("arithmetic.py", "bound > 1.0, 1.0, bound", "bound > 1.0, bound, bound", "box: a bound above 1"),
+    Mutant("arithmetic.py", "bound < 0.0, 0.0, bound", "bound < 0.0, bound, bound", "box: a bound below 0"),
     Mutant("arithmetic.py", "    if BOX:\n", "    if BOX and False:\n", "box ignored for float pixels"),
     Mutant("arithmetic.py", "0.0 - total)", "-total)", "a lower bound of -0.0"),
 )
@@ -132,7 +135,7 @@ PIXELS = (
         "pixels.py",
         "(tl.program_id(0) // programs_per_image).to(tl.int64)",
         "tl.program_id(0) // programs_per_image",
-        "int32",
+        "int32 offsets",
     ),
     Mutant("pixels.py", "if all(t.is_contiguous", "if any(t.is_contiguous", "both taken for channels-last if one is"),
     Mutant("pixels.py", '"flag_ptr": flag if signs else None', '"flag_ptr": None', "the flag is not handed over"),
@@ -215,7 +218,12 @@ PERTURB = (
 )
 
 NOISE = (
-    Mutant("noise.py", "tl.join(tl.join(a, c), tl.join(b, d))", "tl.join(tl.join(a, b), tl.join(c, d))", "word order"),
+    Mutant(
+        "noise.py",
+        "tl.join(tl.join(a, c), tl.join(b, d))",
+        "tl.join(tl.join(a, b), tl.join(c, d))",
+        "words in the order a, c, b, d",
+    ),
     Mutant("noise.py", "(words >> 8)", "(words >> 9)", "the upper half of the ball is never drawn"),
     Mutant("noise.py", "* 2 + 1 - (1 << 24)", "* 2 - (1 << 24)", "not symmetric, and -1 and 0 occur"),
     Mutant("noise.py", "PURPOSE + (step << 8)", "PURPOSE", "step ignored"),
@@ -284,8 +292,8 @@ PROJECTION = (
     Mutant("projection.py", "max(exact, stored) - epsilon", "min(exact, stored) - epsilon", "low: the looser centre"),
     Mutant("projection.py", "min(exact, stored) + epsilon", "stored + epsilon", "high: around the rounded pixel only"),
     Mutant("projection.py", "stored = Fraction(float(pixel))", "stored = exact", "the pixel's own rounding forgotten"),
-    Mutant("projection.py", "max(low, Fraction(0))", "low", "box: below 0"),
-    Mutant("projection.py", "min(high, Fraction(1))", "high", "box: above 1"),
+    Mutant("projection.py", "max(low, Fraction(0))", "low", "box: a bound below 0"),
+    Mutant("projection.py", "min(high, Fraction(1))", "high", "box: a bound above 1"),
     Mutant("projection.py", "        if box:\n", "        if not box:\n", "box inverted"),
     Mutant("projection.py", "min(_round_up(low, dtype), pixel)", "_round_up(low, dtype)", "clean pixel outside: low"),
     Mutant(
@@ -331,17 +339,12 @@ REFERENCE = (
     Mutant("reference.py", "torch.where(doubled > 20, 20.0, doubled)", "doubled", "tanh overflows: no clamp at 20"),
     Mutant("reference.py", "(1 / 120, 1 / 24, 1 / 6", "(1 / 120, 1 / 24, 1 / 3", "wrong coefficient in tanh"),
     Mutant("reference.py", "    raise_flag(flag, generated)\n", "", "initial_point never raises the flag"),
+    Mutant("reference.py", "up.int() * 256", "(~up).int() * 256", "rows of the table swapped"),
     Mutant(
         "reference.py",
-        "torch.where(up, table[1][x.int()], table[0]",
-        "torch.where(up, table[0][x.int()], table[1]",
-        "rows swapped",
-    ),
-    Mutant(
-        "reference.py",
-        "torch.where(up, point >= bound, point <= bound)",
-        "torch.where(up, point >= bound, point < bound)",
-        "mask at the bound",
+        "(~up & (point <= bound))",
+        "(~up & (point < bound))",
+        "a point on its lower bound counts as inside",
     ),
     Mutant("reference.py", "left = x_adv - pixel if", "left = delta if", "delta not taken from x_adv"),
     Mutant("reference.py", "pack(~reached)", "pack(reached)", "mask inverted"),
@@ -352,7 +355,7 @@ REFERENCE = (
         "torch.where(error <= 0, torch.nextafter",
         "a float lost",
     ),
-    Mutant("reference.py", "torch.where(bound < 0, 0.0, bound)", "bound", "box: below 0"),
+    Mutant("reference.py", "torch.where(bound < 0, 0.0, bound)", "bound", "box: a bound below 0"),
     Mutant("reference.py", "(0, -len(flat) % 8)", "(0, 8 - len(flat) % 8)", "a byte too many where 8 divides the size"),
     Mutant("reference.py", "(x.permute(0, 2, 3, 1) if last else x)", "x", "packed in NCHW order whatever the memory"),
     Mutant("reference.py", "index[:, None], epoch, purpose", "index[:, None], 0, purpose", "epoch ignored"),
@@ -378,7 +381,10 @@ PHILOX = (
     Mutant("philox.py", "int(purpose) + (step << 8)", "int(purpose)", "step ignored"),
     Mutant("philox.py", "philox((0, index, epoch,", "philox((0, index, 0,", "epoch ignored"),
     Mutant(
-        "philox.py", "[seed - (seed >> 63 << 64), epoch, step]", "[seed - (seed >> 63 << 64), step, epoch]", "key order"
+        "philox.py",
+        "[seed - (seed >> 63 << 64), epoch, step]",
+        "[seed - (seed >> 63 << 64), step, epoch]",
+        "epoch and step swapped in the key",
     ),
     Mutant(
         "philox.py", "[seed - (seed >> 63 << 64), epoch", "[seed & (1 << 63) - 1, epoch", "top bit of the seed lost"

@@ -1,10 +1,11 @@
 """Do the tests notice when a kernel is wrong? Plants one defect at a time and runs the tests of tests/kernels.
 
-    python -m tests.mutants.run [--only SUBSTRING] [--out FILE.md]
+    python -m tests.mutants.run [--only SUBSTRING] [--out FILE.md] [--jobs N]
 
 Each mutant is a copy of kernels/ with one line changed, imported as `hardfast.kernels` by a pytest process of its own;
-the other subpackages are those of the checkout. The unchanged copy runs first and must pass. Exit code 0 if at least
-90% of the mutants are killed.
+the other subpackages are those of the checkout. The unchanged copy runs first and must pass. To save time a mutant
+meets fewer random examples first, and those of `make test` only if it survives them. Exit code 0 if at least 90% of the
+mutants are killed.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,7 @@ ROOT = Path(__file__).parents[2]
 TESTS = ROOT / "tests" / "kernels"
 TIMEOUT = 600  # seconds
 WANTED = 0.9
+SCREENING = 40  # examples
 # The likeliest killers of a file's mutants, by name; then FIRST, then what is left, and what compiles for GPUs last.
 LIKELIEST = {"philox.py": "test_philox", "projection.py": "test_projection", "checks.py": "test_bad_inputs"}
 FIRST = ("test_interpreter", "test_reference", "test_operators", "test_bad_inputs")
@@ -51,12 +54,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="mutants whose name, file or defect contains this")
     parser.add_argument("--out", type=Path, help="Markdown file for the table")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="mutants at a time, a core each")
     options = parser.parse_args(arguments)
     chosen = {name: m for name, m in named(CATALOGUE).items() if options.only in f"{name} {m.file} {m.why}"}
     if not chosen:
         parser.error(f"no mutant contains {options.only!r}")
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
-        table, killed = run(chosen, Path(folder))
+        table, killed = run(chosen, Path(folder), options.jobs)
     print(table)
     if options.out is not None:
         options.out.write_text(table + "\n")
@@ -72,7 +76,7 @@ def named(mutants: Sequence[Mutant]) -> dict[str, Mutant]:
     return names
 
 
-def run(chosen: dict[str, Mutant], folder: Path) -> tuple[str, int]:
+def run(chosen: dict[str, Mutant], folder: Path, jobs: int) -> tuple[str, int]:
     """(Markdown table, number killed). The kernels are copied once: the checkout may be edited meanwhile."""
     original = folder / "kernels"
     shutil.copytree(ROOT / "kernels", original, ignore=shutil.ignore_patterns("__pycache__"))
@@ -81,26 +85,32 @@ def run(chosen: dict[str, Mutant], folder: Path) -> tuple[str, int]:
     control = folder / "control"
     build(control, original)
     require_import(control)
-    result = test(control, "")
+    result = test(control, "", HARDFAST_EXAMPLES="300")
     if result.killer is not None:
         raise SystemExit(f"the unchanged kernels fail {result.killer}:\n{result.output}")
     rows = ["| mutant | file | why | killed by | seconds |", "|---|---|---|---|---:|"]
     rows.append(f"| control | - | nothing is changed | - | {result.seconds:.0f} |")
     killed = 0
-    for name, mutant in (progress := tqdm(chosen.items(), unit="mutant")):
-        progress.set_postfix_str(name)
-        tree = folder / name
-        build(tree, original)
-        (tree / "hardfast" / "kernels" / mutant.file).write_text(planted(mutant, original))
-        result = test(tree, mutant.file)
-        shutil.rmtree(tree)
-        killed += result.killer is not None
-        killer = result.killer or "**SURVIVED**"
-        rows.append(f"| {name} | {mutant.file} | {mutant.why} | {killer} | {result.seconds:.0f} |")
-        if result.killer is None:
-            tqdm.write(f"{name} survived: {mutant.why}")
+    with ThreadPoolExecutor(jobs) as pool:
+        results = pool.map(lambda name: judge(folder / name, chosen[name], original), chosen)
+        for (name, mutant), result in tqdm(zip(chosen.items(), results, strict=True), total=len(chosen), unit="mutant"):
+            killed += result.killer is not None
+            killer = result.killer or "**SURVIVED**"
+            rows.append(f"| {name} | {mutant.file} | {mutant.why} | {killer} | {result.seconds:.0f} |")
+            if result.killer is None:
+                tqdm.write(f"{name} survived: {mutant.why}")
     rows += ["", f"{killed} of {len(chosen)} mutants killed ({100 * killed / len(chosen):.1f}%)."]
     return "\n".join(rows), killed
+
+
+def judge(tree: Path, mutant: Mutant, original: Path) -> Result:
+    """Plants a mutant in a tree of its own and runs the tests on it: a few examples first, then all."""
+    build(tree, original)
+    (tree / "hardfast" / "kernels" / mutant.file).write_text(planted(mutant, original))
+    screened = test(tree, mutant.file, HARDFAST_EXAMPLES=str(SCREENING), HARDFAST_SHRINK="0")
+    result = test(tree, mutant.file) if screened.killer is None else screened
+    shutil.rmtree(tree)
+    return result
 
 
 def planted(mutant: Mutant, kernels: Path) -> str:
@@ -148,13 +158,15 @@ def require_import(tree: Path) -> None:
         raise SystemExit(f"a child imports {found.stdout.split()}, not {wanted}")
 
 
-def test(tree: Path, file: str) -> Result:
-    """Runs tests/kernels on the tree, up to the first failure."""
+def test(tree: Path, file: str, **more: str) -> Result:
+    """Runs tests/kernels on the tree, up to the first failure, with `more` in the environment."""
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-m", "not slow and not gpu", "-p", "no:cacheprovider"]
     began = time.monotonic()
     streams: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     command += in_order(file)
-    with subprocess.Popen(command, cwd=ROOT, env=environment(tree), start_new_session=True, **streams) as process:
+    with subprocess.Popen(
+        command, cwd=ROOT, env=environment(tree) | more, start_new_session=True, **streams
+    ) as process:
         try:
             output, _ = process.communicate(timeout=TIMEOUT)
             killer = killer_of(process.returncode, output)
