@@ -70,9 +70,9 @@ bench: install ## the table of README: methods, seeds, AutoAttack and step times
 	  --csv bench/results/digits_methods.csv
 
 .PHONY: bench-cpu
-bench-cpu: install ## the kernels' CPU implementations, against the last time this ran here
+bench-cpu: install ## times the kernels' CPU implementations; fails where one is 30% slower than when this ran here last
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/bench/test_cpu_speed.py --benchmark-only --benchmark-autosave \
-	  --benchmark-compare --benchmark-columns=min,median,iqr
+	  --benchmark-compare --benchmark-compare-fail=min:30% --benchmark-columns=min,median,iqr
 
 .PHONY: clean
 clean: ## removes what was installed and built, and no run

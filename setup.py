@@ -31,7 +31,8 @@ setup(
     package_data={name: ["py.typed"] for name in names},
     install_requires=[
         "torch>=2.11",
-        "triton",  # the CUDA build of torch brings it; a CPU build does not, and the kernels are defined everywhere
+        # The CUDA build of torch brings it; a CPU build does not, and the kernels are defined everywhere.
+        "triton; platform_system == 'Linux'",
         "numpy",
         "scikit-learn",  # the embedded digits
         "safetensors",

@@ -25,10 +25,12 @@ from ..kernels import (
     to_float,
 )
 from ..kernels.crop import Padding, launch_augment
+from ..kernels.initial import launch_initial_point
 from ..kernels.launch import Launch
 from ..kernels.noise import launch_random_start
-from ..kernels.perturb import launch_initial_point, launch_masked, launch_signed_step
+from ..kernels.perturb import launch_masked, launch_signed_step
 from ..kernels.pixels import launch_generator_input, launch_to_float
+from ..kernels.reference import pack
 
 EPSILON = Fraction(8, 255)
 
@@ -66,10 +68,18 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A kernel in one variant; `build(shape, device, seed)` makes inputs for it."""
+    """A kernel in one variant; `build(shape, device, seed)` makes inputs for it.
+
+    Attributes:
+        kernel: name of the operation.
+        variant: what sets it apart from the kernel's other cases.
+        precision: of the net around it, which is that of gradients and of the generator's tensors.
+        build: makes one problem.
+    """
 
     kernel: str
     variant: str
+    precision: str
     build: Callable[[Shape, torch.device, int], Problem]
 
     @property
@@ -217,8 +227,8 @@ def _signed_step(
 
 def _masked(shape: Shape, device: torch.device, seed: int) -> Problem:
     made = _Inputs(shape, device, seed)
-    gradient, bits = made.floats(), made.bits().random_(0, 256, generator=made.draw)
-    inside = made.bytes().permute(0, 3, 1, 2) > 127
+    gradient, inside = made.floats(), made.bytes().permute(0, 3, 1, 2) > 127
+    bits = pack(inside)
     launch = launch_masked(bits, gradient, made.empty())
     return Problem(
         launch, lambda: torch.ops.hardfast.masked(bits, gradient), lambda m, g: torch.where(m, g, 0), (inside, gradient)
@@ -274,30 +284,30 @@ def _augment(dtype: torch.dtype, channels: int, reflect: bool = False) -> Callab
 
 FP32, FP16, BF16, U8 = torch.float32, torch.float16, torch.bfloat16, torch.uint8
 CASES: tuple[Case, ...] = (
-    Case("to_float", "fp32", _to_float(FP32)),
-    Case("to_float", "bf16", _to_float(BF16)),
-    Case("generator_input", "fp32 to 6 channels", _generator_input(FP32, FP32, 6)),
-    Case("generator_input", "fp32 to 8 channels", _generator_input(FP32, FP32, 8)),
-    Case("generator_input", "bf16 to 8 channels", _generator_input(BF16, BF16, 8)),
-    Case("generator_input", "fp16 to 8 channels", _generator_input(FP16, FP16, 8)),
-    Case("generator_input", "fp32 to 8 of bf16, NCHW inputs", _generator_input(FP32, BF16, 8, contiguous=True)),
-    Case("initial_point", "fp32", _initial_point(FP32)),
-    Case("initial_point", "fp16", _initial_point(FP16)),
-    Case("initial_point", "bf16", _initial_point(BF16)),
-    Case("signed_step", "fp32, x_adv", _signed_step()),
-    Case("signed_step", "fp32, x_adv and delta", _signed_step(delta=True)),
-    Case("signed_step", "fp32, x_adv and clip mask", _signed_step(inside=True)),
-    Case("signed_step", "fp16, x_adv", _signed_step(FP16)),
-    Case("signed_step", "bf16, x_adv", _signed_step(BF16)),
-    Case("signed_step", "bf16, x_adv in bf16", _signed_step(BF16, x_adv_dtype=BF16)),
-    Case("signed_step", "fp32, no ball, x_adv and delta", _signed_step(ball=False, delta=True)),
-    Case("signed_step", "fp32 pixels, x_adv and delta", _signed_step(float_pixels=True, delta=True)),
-    Case("signed_step", "projection, x_adv and delta", _signed_step(None, delta=True)),
-    Case("masked", "fp32", _masked),
-    Case("random_start", "channels-last", _random_start(contiguous=False)),
-    Case("random_start", "contiguous", _random_start(contiguous=True)),
-    Case("augment", "bytes, zeros", _augment(U8, 3)),
-    Case("augment", "bytes, reflect", _augment(U8, 3, reflect=True)),
-    Case("augment", "fp32, zeros", _augment(FP32, 3)),
-    Case("augment", "bf16 in 4 channels, zeros", _augment(BF16, 4)),
+    Case("to_float", "fp32", "fp32", _to_float(FP32)),
+    Case("to_float", "bf16", "bf16", _to_float(BF16)),
+    Case("generator_input", "fp32 to 6 channels", "fp32", _generator_input(FP32, FP32, 6)),
+    Case("generator_input", "fp32 to 8 channels", "fp32", _generator_input(FP32, FP32, 8)),
+    Case("generator_input", "bf16 to 8 channels", "bf16", _generator_input(BF16, BF16, 8)),
+    Case("generator_input", "fp16 to 8 channels", "fp16", _generator_input(FP16, FP16, 8)),
+    Case("generator_input", "fp32 to 8 of bf16, NCHW inputs", "bf16", _generator_input(FP32, BF16, 8, contiguous=True)),
+    Case("initial_point", "fp32", "fp32", _initial_point(FP32)),
+    Case("initial_point", "fp16", "fp16", _initial_point(FP16)),
+    Case("initial_point", "bf16", "bf16", _initial_point(BF16)),
+    Case("signed_step", "fp32, x_adv", "fp32", _signed_step()),
+    Case("signed_step", "fp32, x_adv and delta", "fp32", _signed_step(delta=True)),
+    Case("signed_step", "fp32, x_adv and clip mask", "fp32", _signed_step(inside=True)),
+    Case("signed_step", "fp16, x_adv", "fp16", _signed_step(FP16)),
+    Case("signed_step", "bf16, x_adv", "bf16", _signed_step(BF16)),
+    Case("signed_step", "bf16, x_adv in bf16", "bf16", _signed_step(BF16, x_adv_dtype=BF16)),
+    Case("signed_step", "fp32, no ball, x_adv and delta", "fp32", _signed_step(ball=False, delta=True)),
+    Case("signed_step", "fp32 pixels, x_adv and delta", "fp32", _signed_step(float_pixels=True, delta=True)),
+    Case("signed_step", "projection, x_adv and delta", "fp32", _signed_step(None, delta=True)),
+    Case("masked", "fp32", "fp32", _masked),
+    Case("random_start", "channels-last", "fp32", _random_start(contiguous=False)),
+    Case("random_start", "contiguous", "fp32", _random_start(contiguous=True)),
+    Case("augment", "bytes, zeros", "uint8", _augment(U8, 3)),
+    Case("augment", "bytes, reflect", "uint8", _augment(U8, 3, reflect=True)),
+    Case("augment", "fp32, zeros", "fp32", _augment(FP32, 3)),
+    Case("augment", "bf16 in 4 channels, zeros", "bf16", _augment(BF16, 4)),
 )

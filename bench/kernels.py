@@ -47,11 +47,11 @@ class KernelRow:
 
     Attributes:
         case, shape: which.
-        name: kernel (on a CPU: cpu), eager, compiled or copy.
+        name: kernel (on a CPU: cpu), eager, compiled, copy, and on a GPU copy-kernel.
         bytes: device memory that the kernel has to read and write; the others are held against the same.
         sets: how many sets of inputs were rotated over.
         spread: seconds of one run; None if it failed.
-        of_copy: speed over that of the copy; None if either failed.
+        of_copy: speed over that of the faster copy; None if either failed.
         failure: why there is no time, in one line.
         state: of the GPU just after the timing, from `gpu_state`.
     """
@@ -91,6 +91,8 @@ def bench_kernels(
     """
     place, why = choose_device(device)
     on_gpu = place.type == "cuda"
+    if on_gpu and os.environ.get("TRITON_INTERPRET") == "1":
+        raise UsageError("TRITON_INTERPRET=1 puts Triton's interpreter in place of its compiler: unset it")
     rounds = (GPU_ROUNDS if on_gpu else CPU_ROUNDS) if rounds is None else rounds
     if rounds < 2:
         raise UsageError(f"--rounds is {rounds}: percentiles need at least 2")
@@ -185,7 +187,8 @@ def time_case(case: Case, shape: Shape, device: torch.device, rounds: int, compi
     seconds = interleaved(timers, repeats=rounds, warmup=WARMUP)
     state = gpu_state(device)  # before its clocks fall
     spreads = {name: Spread.of([value / (sets * turns) for value in values]) for name, values in seconds.items()}
-    copy = spreads.get("copy")
+    copies = [spreads[name] for name in ("copy", "copy-kernel") if name in spreads]
+    copy = min(copies, key=lambda spread: spread.median, default=None)
     return [
         KernelRow(
             case=case,
@@ -235,6 +238,8 @@ def _variants(
         compiled = torch.compile(usual, dynamic=False, fullgraph=True)
         variants["compiled"] = [partial(compiled, *problem.inputs) for problem in problems]
     variants["copy"] = [_copy(problem.launch.bytes, device) for problem in problems]
+    if device.type == "cuda":
+        variants["copy-kernel"] = [_copy_kernel(problem.launch.bytes, device) for problem in problems]
     return variants
 
 
@@ -244,12 +249,19 @@ def _copy(moved: int, device: torch.device) -> Callable[[], object]:
     return partial(torch.empty_like(source).copy_, source)
 
 
+def _copy_kernel(moved: int, device: torch.device) -> Callable[[], object]:
+    """The same by an elementwise kernel of PyTorch: in a graph a copy is the driver's, and may start more slowly."""
+    source = torch.randint(0, 256, (moved // 8,), dtype=torch.int32, device=device)
+    return partial(torch.bitwise_not, source, out=torch.empty_like(source))
+
+
 def _columns(row: KernelRow, environment: dict[str, Any], on_gpu: bool) -> dict[str, Any]:
     spread = row.spread
     times = {} if spread is None else {"median_us": spread.median, "p20_us": spread.p20, "p80_us": spread.p80}
     return {
         "kernel": row.case.kernel,
         "variant": row.case.variant,
+        "precision": row.case.precision,
         "name": row.name,
         "batch": row.shape.batch,
         "image_size": row.shape.size,
@@ -304,7 +316,7 @@ def cpu_table(rows: Sequence[KernelRow]) -> str:
 
 def gpu_table(rows: Sequence[KernelRow]) -> str:
     """Medians, GB/s of the kernel, ratios; then for each case the share of the copy's speed against `TARGET`."""
-    names = ["kernel", "eager", "compiled", "copy"]
+    names = ["kernel", "eager", "compiled", "copy", "copy-kernel"]
     lines = []
     shares: dict[str, list[str]] = {}
     for variants in _by_case(rows):

@@ -25,7 +25,7 @@ from triton.compiler import ASTSource
 from ..engine import console
 from ..engine.errors import UsageError
 from ..engine.run_folder import write_whole
-from ..kernels.launch import OPTIONS, Launch
+from ..kernels.launch import Launch
 from .kernel_cases import CASES, Case, Shape
 
 ARCHITECTURES = (70, 80, 90)
@@ -37,12 +37,13 @@ POINTERS = {
     torch.float16: "*fp16",
     torch.bfloat16: "*bf16",
     torch.float32: "*fp32",
+    torch.float64: "*fp64",
 }
 # Instructions of 16 bytes, Volta to Hopper: the lowest 9 bits are the operation, bits 73 to 75 the width of an access.
 # nvdisasm does not read sm_70 any more, so we do; on sm_80 and sm_90 both must find the same.
 MEMORY = {0x181: "LDG", 0x186: "STG", 0x183: "LDL", 0x187: "STL"}
 WIDTHS = {0: 8, 1: 8, 2: 16, 3: 16, 4: 32, 5: 64, 6: 128}
-INEXACT = re.compile(r"\bfma\.\w+(?:\.\w+)*|\bdiv\.(?:full|approx)\S*")
+INEXACT = re.compile(r"\bfma\.\S+|\bdiv\.full\S*|\b\w+\.(?:\w+\.)*(?:approx|ftz)\b")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +57,8 @@ class MachineCode:
         stack: bytes of a thread for spilled registers and arrays that are indexed at run time.
         shared: bytes of shared memory of a program.
         instructions: of the whole kernel.
-        inexact: floating-point instructions in its PTX that do not round as the references do: fused multiply-adds, and
-            divisions that are not correctly rounded.
+        inexact: floating-point instructions in its PTX that do not round as the references do: fused multiply-adds,
+            approximate functions, and what takes subnormals for zeros.
         accesses: how often each access to global (LDG, STG) and local memory (LDL, STL) stands in the code, by
             operation and width in bits.
     """
@@ -95,7 +96,7 @@ def compile_launch(launch: Launch, architecture: int) -> Any:
         if isinstance(address, int) and address % 16 == 0:
             attributes[(place,)] = [["tt.divisibility", 16]]
     source = ASTSource(launch.kernel, signature, constants, attributes)
-    return triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=dict(OPTIONS))
+    return triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=launch.options)
 
 
 def _type_of(value: Tensor | int | float) -> str:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
 
-from ..kernels import Purpose, pixel_bounds, random_key, random_start
+from ..kernels import PixelBounds, Purpose, pixel_bounds, random_key, random_start
 from .step import Objective, projected_ascent, summed_cross_entropy
 
 
@@ -54,7 +55,7 @@ class GradientAttack:
         """
         start = torch.zeros_like(x, dtype=torch.float32)
         if self.random_start:
-            key = random_key(seed, device=x.device)
+            key = _key(seed, x.device)
             start = random_start(x, index, key=key, radius=epsilon, purpose=Purpose.EVALUATE)
         return projected_ascent(
             net,
@@ -63,10 +64,21 @@ class GradientAttack:
             start,
             steps=self.steps,
             alpha=self.alpha,
-            bounds=pixel_bounds(epsilon, box=True, device=x.device),
+            bounds=_bounds(epsilon, x.device),
             objective=self.objective,
             keep_fooled=True,
         )
+
+
+# Both are copied to the device, which the host waits for: once, not for every batch.
+@lru_cache(maxsize=8)
+def _key(seed: int, device: torch.device) -> Tensor:
+    return random_key(seed, device=device)
+
+
+@lru_cache(maxsize=8)
+def _bounds(epsilon: Fraction, device: torch.device) -> PixelBounds:
+    return pixel_bounds(epsilon, box=True, device=device)
 
 
 def gradient_attacks(epsilon: Fraction, step: Fraction | None = None) -> dict[str, GradientAttack]:

@@ -5,8 +5,9 @@ float32, registered under `torch.ops.hardfast` for eager and compiled use.
 """
 
 from .crop import augment
+from .initial import initial_point
 from .noise import random_start
-from .perturb import initial_point, project, signed_step
+from .perturb import project, signed_step
 from .philox import Purpose, derived_seed, permutation, philox, random_key, sample_words
 from .pixels import GeneratorInputs, generator_input, to_float
 from .projection import PixelBounds, pixel_bounds

@@ -73,10 +73,10 @@ def require_index(device: torch.device, index: Tensor, length: int | None = None
 
 def pixel_units(value: Fraction | float, name: str) -> float:
     """A radius or step size as a float in [0, 1] pixel units."""
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        raise TypeError(f"{name} must be a number or a Fraction, not {value!r}") from None
+    # A tensor would be read on the host: a wait for the device, and a constant for ever in a captured graph.
+    if not isinstance(value, Fraction | float | int) or isinstance(value, bool):
+        raise TypeError(f"{name} must be a number or a Fraction, not {type(value).__name__}")
+    number = float(value)
     if not 0 <= number <= 1:
         raise ValueError(f"{name} must lie in [0, 1] pixel units (8/255, say), not {number:g}")
     return number
@@ -88,10 +88,21 @@ def require_dtype(dtype: torch.dtype, name: str, dtypes: tuple[torch.dtype, ...]
         raise TypeError(f"{name} must be {', '.join(_plain(d) for d in dtypes)}, not {_plain(dtype)}")
 
 
+def require_integer(value: int, name: str) -> None:
+    """A Python integer, True and False excepted."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{name} must be an integer, not {type(value).__name__}")
+
+
+def require_bool(value: bool, name: str) -> None:
+    """True or False and nothing that is only taken for one of them."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, not {type(value).__name__}")
+
+
 def require_channels(channels: int, needed: int, name: str) -> None:
     """At least as many channels as there is to put into them."""
-    if not isinstance(channels, int) or isinstance(channels, bool):
-        raise TypeError(f"channels must be an integer, not {channels!r}")
+    require_integer(channels, "channels")
     if channels < needed:
         raise ValueError(f"channels is {channels}, but {name} {needed}: ask for at least that")
 

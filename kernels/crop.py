@@ -11,8 +11,16 @@ from torch import Tensor
 
 from . import reference
 from .arithmetic import neighbours, pixel_value
-from .checks import require_channels, require_dtype, require_index, require_key, require_tensor
-from .launch import Arguments, Launch, bytes_of, cdiv
+from .checks import (
+    require_bool,
+    require_channels,
+    require_dtype,
+    require_index,
+    require_integer,
+    require_key,
+    require_tensor,
+)
+from .launch import Arguments, Launch, bytes_of, cdiv, operator
 from .philox import Purpose
 
 Padding = Literal["zeros", "reflect"]
@@ -46,12 +54,12 @@ def _augment_kernel(
     if PADDING > 0 or FLIP:
         seed, epoch, step = tl.load(key_ptr), tl.load(key_ptr + 1), tl.load(key_ptr + 2)
         purpose = PURPOSE + (step << 8)
-        zero = sample.to(tl.uint32) * 0
+        zero, places = tl.full([], 0, tl.uint32), tl.full([], 2 * PADDING + 1, tl.uint32)
         top, left, mirror, _ = tl.philox(seed, zero, sample.to(tl.uint32), epoch.to(tl.uint32), purpose.to(tl.uint32))
         if FLIP:
             column = tl.where((mirror >> 31) == 1, W - 1 - column, column)
-        row += tl.umulhi(top, zero + (2 * PADDING + 1)).to(tl.int32) - PADDING
-        column += tl.umulhi(left, zero + (2 * PADDING + 1)).to(tl.int32) - PADDING
+        row += tl.umulhi(top, places).to(tl.int32) - PADDING
+        column += tl.umulhi(left, places).to(tl.int32) - PADDING
     if REFLECT:
         row, column = tl.abs(row), tl.abs(column)
         row = tl.where(row >= H, 2 * (H - 1) - row, row)
@@ -102,8 +110,7 @@ def launch_augment(
     return Launch(_augment_kernel, n * programs_per_image, arguments, constants, n * h * w * c + bytes_of(index, out))
 
 
-@torch.library.custom_op("hardfast::augment", mutates_args=(), device_types="cuda")
-def _augment_op(
+def run_augment(
     images: Tensor,
     index: Tensor,
     key: Tensor,
@@ -113,18 +120,15 @@ def _augment_op(
     channels: int,
     dtype: torch.dtype,
 ) -> Tensor:
-    if dtype == torch.float64:
-        return reference.augment(images, index, key, padding, reflect, flip, channels, dtype)
+    """The operator on a GPU; arguments and results as in `reference.augment`."""
+    if not images.is_contiguous():
+        raise ValueError(f"images have strides {images.stride()}: they must be contiguous [M, H, W, C]")
     out = images.new_empty(len(index), *images.shape[1:3], channels, dtype=dtype)
     launch_augment(images, index, key, out, padding=padding, reflect=reflect, flip=flip).run()
     return out
 
 
-_augment_op.register_kernel("cpu")(reference.augment)
-
-
-@_augment_op.register_fake
-def _(
+def _fake_augment(
     images: Tensor,
     index: Tensor,
     key: Tensor,
@@ -135,6 +139,9 @@ def _(
     dtype: torch.dtype,
 ) -> Tensor:
     return images.new_empty(len(index), *images.shape[1:3], channels, dtype=dtype)
+
+
+_augment_op = operator("augment", run_augment, cpu=reference.augment, fake=_fake_augment)
 
 
 def augment(
@@ -160,7 +167,7 @@ def augment(
         mode: what the added pixels are: zeros, or the image mirrored at its border pixel.
         flip: whether to mirror each sample with probability 1/2.
         channels: of the result; more than C are zeros, 4 let tensor cores take colour images.
-        dtype: uint8, or a float dtype for pixels in [0, 1].
+        dtype: uint8, or float32, float16 or bfloat16 for pixels in [0, 1].
 
     Returns:
         [N, H, W, channels], contiguous. Crop and flip are a function of (seed, epoch, step, sample), the same for every
@@ -176,7 +183,9 @@ def augment(
         raise ValueError(f"images must be contiguous [M, H, W, C], not {tuple(images.shape)}, {images.stride()}")
     require_index(images.device, index)
     require_key(images.device, key)
-    require_dtype(dtype, "dtype", (torch.uint8, torch.float32, torch.float16, torch.bfloat16, torch.float64))
+    require_integer(padding, "padding")
+    require_bool(flip, "flip")
+    require_dtype(dtype, "dtype", (torch.uint8, torch.float32, torch.float16, torch.bfloat16))
     _, h, w, c = images.shape
     channels = c if channels is None else channels
     require_channels(channels, c, "the images have")

@@ -13,10 +13,11 @@ def format_of(x: Tensor) -> torch.memory_format:
     return torch.channels_last if x.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
 
 
-def alike(x: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
+def alike(x: Tensor, *others: Tensor, stacklevel: int = 3) -> tuple[Tensor, ...]:
     """x and the others, dense and in x's memory format, so that one flat index finds the same element in all.
 
-    A tensor in another format is copied, which costs as much as the kernel itself; on a GPU that is said once.
+    A tensor in another format is copied, which costs as much as the kernel itself; on a GPU that is said once, at the
+    call that is `stacklevel` frames up.
     """
     wanted = format_of(x)
     for tensor in (x, *others):
@@ -24,7 +25,7 @@ def alike(x: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
             warnings.warn(
                 f"hardfast: a tensor with strides {tensor.stride()} is copied to x's memory format ({wanted}) before "
                 "each fused kernel: keep images, nets and perturbations in one memory format",
-                stacklevel=3,
+                stacklevel=stacklevel,
             )
     return tuple(tensor.contiguous(memory_format=wanted) for tensor in (x, *others))
 

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from . import reference
 from .checks import pixel_units, require_dtype, require_index, require_key, require_tensor
-from .launch import Arguments, Launch, bytes_of, cdiv
-from .layout import format_of
+from .launch import Arguments, Launch, bytes_of, cdiv, operator
+from .layout import format_of, require_alike
 from .philox import Purpose
 
 BLOCK = 256
@@ -70,8 +70,9 @@ def launch_random_start(
     return Launch(_random_start_kernel, n * programs_per_image, arguments, constants, bytes_of(out))
 
 
-@torch.library.custom_op("hardfast::random_start", mutates_args=(), device_types="cuda")
-def _random_start_op(x: Tensor, index: Tensor, key: Tensor, radius: float, purpose: int, dtype: torch.dtype) -> Tensor:
+def run_random_start(x: Tensor, index: Tensor, key: Tensor, radius: float, purpose: int, dtype: torch.dtype) -> Tensor:
+    """The operator on a GPU; arguments and results as in `reference.random_start`."""
+    require_alike(x)
     if dtype == torch.float64:
         return reference.random_start(x, index, key, radius, purpose, dtype)
     out = torch.empty_like(x, dtype=dtype)
@@ -79,12 +80,13 @@ def _random_start_op(x: Tensor, index: Tensor, key: Tensor, radius: float, purpo
     return out
 
 
-_random_start_op.register_kernel("cpu")(reference.random_start)
-
-
-@_random_start_op.register_fake
-def _(x: Tensor, index: Tensor, key: Tensor, radius: float, purpose: int, dtype: torch.dtype) -> Tensor:
+def _fake_random_start(
+    x: Tensor, index: Tensor, key: Tensor, radius: float, purpose: int, dtype: torch.dtype
+) -> Tensor:
     return torch.empty_like(x, dtype=dtype)
+
+
+_random_start_op = operator("random_start", run_random_start, cpu=reference.random_start, fake=_fake_random_start)
 
 
 def random_start(
@@ -119,5 +121,9 @@ def random_start(
     require_index(x.device, index, len(x))
     require_key(x.device, key)
     require_dtype(dtype, "dtype")
-    x = x.detach() if x.is_contiguous(memory_format=format_of(x)) else torch.empty_like(x).contiguous()
-    return _random_start_op(x, index.contiguous(), key.contiguous(), pixel_units(radius, "radius"), purpose, dtype)
+    if not isinstance(purpose, Purpose):  # another number could reach into the bits of the key's step
+        raise TypeError(f"purpose must be a Purpose, like Purpose.START, not {purpose!r}")
+    if not x.is_contiguous(memory_format=format_of(x)):  # only its shape is used, so nothing is copied
+        x = torch.empty_like(x, memory_format=torch.contiguous_format)
+    amount = pixel_units(radius, "radius")
+    return _random_start_op(x.detach(), index.contiguous(), key.contiguous(), amount, int(purpose), dtype)

@@ -1,4 +1,4 @@
-"""The perturbation itself: `initial_point`, and `signed_step` with its exact projection, each in one pass.
+"""`signed_step` with its exact projection, in one pass: the perturbation itself.
 
 FGSM, PGD, FGSM-RS, FGSM-SDI, N-FGSM (no ball), Free-AT and the methods with stored perturbations all step with the one
 kernel `_signed_step_kernel`; they differ in its arguments.
@@ -15,122 +15,13 @@ import triton.language as tl
 from torch import Tensor
 
 from . import reference
-from .arithmetic import block_offsets, is_not_finite, outer_bound, pixel_value, raise_flag, sign_of, tanh
-from .checks import pixel_units, require_dtype, require_flag, require_like, require_on, require_pixels
-from .launch import Arguments, Launch, bytes_of, cdiv
+from .arithmetic import block_offsets, is_not_finite, outer_bound, pixel_value, raise_flag, sign_of
+from .checks import pixel_units, require_bool, require_dtype, require_flag, require_like, require_on, require_pixels
+from .launch import Arguments, Launch, bytes_of, cdiv, operator
 from .layout import alike, format_of, require_alike
 from .projection import PixelBounds
 
 BLOCK = 1024
-
-
-@triton.jit
-def _initial_point_kernel(x_ptr, generated_ptr, eta_ptr, start_ptr, flag_ptr, epsilon, elements, BLOCK: tl.constexpr):
-    start, offsets, live = block_offsets(elements, BLOCK, eta_ptr)
-    x = tl.load(x_ptr + start + offsets, mask=live, other=0)
-    generated = tl.load(generated_ptr + start + offsets, mask=live, other=0.0).to(tl.float32)
-    eta = tanh(generated) * epsilon
-    tl.store(eta_ptr + start + offsets, eta, mask=live)
-    tl.store(start_ptr + start + offsets, (pixel_value(x) + eta).to(start_ptr.dtype.element_ty), mask=live)
-    if flag_ptr is not None:
-        raise_flag(flag_ptr, is_not_finite(generated), BLOCK, eta_ptr)
-
-
-def launch_initial_point(
-    x: Tensor, generated: Tensor, eta: Tensor, start: Tensor, flag: Tensor | None, *, epsilon: float, block: int = BLOCK
-) -> Launch:
-    """The launch that fills `eta` and `start`; all images dense in one memory format."""
-    arguments: Arguments = {
-        "x_ptr": x,
-        "generated_ptr": generated,
-        "eta_ptr": eta,
-        "start_ptr": start,
-        "flag_ptr": flag,
-        "epsilon": epsilon,
-        "elements": x.numel(),
-    }
-    moved = bytes_of(x, generated, eta, start)
-    return Launch(_initial_point_kernel, cdiv(x.numel(), block), arguments, {"BLOCK": block}, moved)
-
-
-@torch.library.custom_op("hardfast::initial_point", mutates_args=("flag",), device_types="cuda")
-def _initial_point_op(
-    x: Tensor, generated: Tensor, epsilon: float, start_dtype: torch.dtype, flag: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    require_alike(x, generated=generated)
-    if torch.float64 in (x.dtype, generated.dtype, start_dtype):
-        return reference.initial_point(x, generated, epsilon, start_dtype, flag)
-    eta, start = torch.empty_like(x, dtype=torch.float32), torch.empty_like(x, dtype=start_dtype)
-    launch_initial_point(x, generated, eta, start, flag, epsilon=epsilon).run()
-    return eta, start
-
-
-_initial_point_op.register_kernel("cpu")(reference.initial_point)
-
-
-@_initial_point_op.register_fake
-def _(
-    x: Tensor, generated: Tensor, epsilon: float, start_dtype: torch.dtype, flag: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    eta_dtype = reference.exact_dtype(generated.dtype)
-    return torch.empty_like(x, dtype=eta_dtype), torch.empty_like(x, dtype=start_dtype)
-
-
-class _InitialPoint(torch.autograd.Function):
-    """d generated = (d eta + d start) * epsilon * (1 - tanh(generated)**2)."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, generated: Tensor, epsilon: float, start_dtype: torch.dtype, flag: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(generated)
-        ctx.epsilon = epsilon
-        return _initial_point_op(x, generated, epsilon, start_dtype, flag)
-
-    @staticmethod
-    def backward(ctx: Any, d_eta: Tensor | None, d_start: Tensor | None) -> tuple[Tensor | None, ...]:
-        (generated,) = ctx.saved_tensors
-        t = torch.tanh(generated.to(reference.exact_dtype(generated.dtype)))
-        d = [g.to(t.dtype) for g in (d_eta, d_start) if g is not None]
-        d_generated = sum(d[1:], d[0]) * (ctx.epsilon * (1 - t * t)) if d else None
-        return None, None if d_generated is None else d_generated.to(generated.dtype), None, None, None
-
-
-def initial_point(
-    x: Tensor,
-    generated: Tensor,
-    *,
-    epsilon: Fraction | float,
-    start_dtype: torch.dtype | None = None,
-    flag: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """eta = epsilon * tanh(generated) and the point x + eta (eq. 6), differentiable in `generated`.
-
-    Args:
-        x: uint8 [N, C, H, W], or float32 in [0, 1].
-        generated: the generator's raw output, before its tanh, float [N, C, H, W].
-        epsilon: radius in [0, 1] pixel units.
-        start_dtype: of x + eta; by default eta's.
-        flag: int32 [1], set to 1 if `generated` holds NaN or an infinity.
-
-    Returns:
-        (eta, x + eta) in x's memory format, eta in float32 (float64 for a float64 `generated`). x + eta is not
-        projected: |eta| <= epsilon by the tanh.
-
-    Raises:
-        TypeError, ValueError: an argument of the wrong dtype, shape, device or range.
-    """
-    require_pixels(x)
-    require_like(x, generated, "generated")
-    require_flag(x, flag)
-    start_dtype = reference.exact_dtype(generated.dtype) if start_dtype is None else start_dtype
-    require_dtype(start_dtype, "start_dtype")
-    x, generated = alike(x.detach(), generated)
-    arguments = (x, generated, pixel_units(epsilon, "epsilon"), start_dtype, flag)
-    if generated.requires_grad and torch.is_grad_enabled():
-        return _InitialPoint.apply(*arguments)
-    return _initial_point_op(*arguments)
 
 
 @triton.jit
@@ -220,8 +111,7 @@ def launch_signed_step(
     return Launch(_signed_step_kernel, cdiv(x.numel(), block), arguments, constants, moved)
 
 
-@torch.library.custom_op("hardfast::signed_step", mutates_args=("flag",), device_types="cuda")
-def _signed_step_op(
+def run_signed_step(
     x: Tensor,
     eta: Tensor,
     gradient: Tensor | None,
@@ -235,7 +125,10 @@ def _signed_step_op(
     keep_delta: bool,
     keep_inside: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    """The operator on a GPU; arguments and results as in `reference.signed_step`."""
     require_alike(x, eta=eta, gradient=gradient)
+    if keep_inside and not ball:
+        raise ValueError("keep_inside is for a step with a ball: without one nothing is clipped")
     if torch.float64 in (x.dtype, eta.dtype, x_adv_dtype):
         return reference.signed_step(
             x, eta, gradient, alpha, ball, table, radius, box, x_adv_dtype, flag, keep_delta, keep_inside
@@ -258,11 +151,7 @@ def _signed_step_op(
     return x_adv, delta, inside
 
 
-_signed_step_op.register_kernel("cpu")(reference.signed_step)
-
-
-@_signed_step_op.register_fake
-def _(
+def _fake_signed_step(
     x: Tensor,
     eta: Tensor,
     gradient: Tensor | None,
@@ -277,6 +166,11 @@ def _(
     keep_inside: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     return _empty_step(x, eta.dtype, x_adv_dtype, keep_delta, keep_inside)
+
+
+_signed_step_op = operator(
+    "signed_step", run_signed_step, cpu=reference.signed_step, fake=_fake_signed_step, mutates=("flag",)
+)
 
 
 def _empty_step(
@@ -312,20 +206,21 @@ def launch_masked(inside: Tensor, gradient: Tensor, out: Tensor, block: int = BL
     return Launch(_masked_kernel, cdiv(gradient.numel(), block), arguments, {"BLOCK": block}, moved)
 
 
-@torch.library.custom_op("hardfast::masked", mutates_args=(), device_types="cuda")
-def _masked_op(inside: Tensor, gradient: Tensor) -> Tensor:
+def run_masked(inside: Tensor, gradient: Tensor) -> Tensor:
+    """The operator on a GPU; arguments and results as in `reference.masked`."""
     require_alike(gradient)
+    if len(inside) != (gradient.numel() + 7) // 8:
+        raise ValueError(f"inside has {len(inside)} bytes for {gradient.numel()} elements: it must have a bit for each")
     out = torch.empty_like(gradient)
     launch_masked(inside, gradient, out).run()
     return out
 
 
-_masked_op.register_kernel("cpu")(reference.masked)
-
-
-@_masked_op.register_fake
-def _(inside: Tensor, gradient: Tensor) -> Tensor:
+def _fake_masked(inside: Tensor, gradient: Tensor) -> Tensor:
     return torch.empty_like(gradient)
+
+
+_masked_op = operator("masked", run_masked, cpu=reference.masked, fake=_fake_masked)
 
 
 class _SignedStep(torch.autograd.Function):
@@ -459,6 +354,7 @@ def _step(
     keep_delta: bool,
 ) -> Any:
     require_flag(x, flag)
+    require_bool(keep_delta, "keep_delta")
     x_adv_dtype = eta.dtype if x_adv_dtype is None else x_adv_dtype
     require_dtype(x_adv_dtype, "x_adv_dtype")
     if x.dtype not in (torch.uint8, eta.dtype):
@@ -473,9 +369,9 @@ def _step(
         table, radius, box = (bounds.table if x.dtype == torch.uint8 else None), bounds.radius, bounds.box
     ball = bounds is not None
     if gradient is None:
-        x, eta = alike(x.detach(), eta)
+        x, eta = alike(x.detach(), eta, stacklevel=4)
     else:
-        x, eta, gradient = alike(x.detach(), eta, gradient.detach())
+        x, eta, gradient = alike(x.detach(), eta, gradient.detach(), stacklevel=4)
     arguments = (x, eta, gradient, alpha, ball, table, radius, box, x_adv_dtype, flag, keep_delta)
     if eta.requires_grad and torch.is_grad_enabled():
         x_adv, delta = _SignedStep.apply(*arguments)

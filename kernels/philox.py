@@ -13,6 +13,8 @@ from enum import IntEnum
 import torch
 from torch import Tensor
 
+from .checks import require_integer
+
 ROUNDS = 10
 MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 WEYL = (0x9E3779B9, 0xBB67AE85)
@@ -83,9 +85,10 @@ def random_key(seed: int, *, epoch: int = 0, step: int = 0, device: torch.device
         device: where the kernels run.
 
     Raises:
-        ValueError: one of them is outside its range.
+        TypeError, ValueError: one of them is no integer, or outside its range.
     """
     for name, value, limit in (("seed", seed, 64), ("epoch", epoch, 32), ("step", step, 24)):
+        require_integer(value, name)
         if not 0 <= value < 1 << limit:
             raise ValueError(f"{name} must lie in [0, 2**{limit}), not {value}")
     return torch.tensor([seed - (seed >> 63 << 64), epoch, step], dtype=torch.int64, device=device)

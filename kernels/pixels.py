@@ -12,8 +12,8 @@ from torch import Tensor
 from . import reference
 from .arithmetic import block_offsets, is_not_finite, neighbours, pixel_value, raise_flag, sign_of
 from .checks import require_channels, require_dtype, require_flag, require_like, require_pixels, require_tensor
-from .launch import Arguments, Launch, bytes_of, cdiv
-from .layout import format_of
+from .launch import Arguments, Launch, bytes_of, cdiv, operator
+from .layout import format_of, require_alike
 
 GeneratorInputs = Literal["benign", "grad", "benign+grad"]
 BLOCK = 1024
@@ -32,8 +32,9 @@ def launch_to_float(x: Tensor, out: Tensor, block: int = BLOCK) -> Launch:
     return Launch(_to_float_kernel, cdiv(x.numel(), block), arguments, {"BLOCK": block}, bytes_of(x, out))
 
 
-@torch.library.custom_op("hardfast::to_float", mutates_args=(), device_types="cuda")
-def _to_float_op(x: Tensor, dtype: torch.dtype) -> Tensor:
+def run_to_float(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """The operator on a GPU; arguments and results as in `reference.to_float`."""
+    require_alike(x)
     if dtype == torch.float64:
         return reference.to_float(x, dtype)
     out = torch.empty_like(x, dtype=dtype)
@@ -41,12 +42,11 @@ def _to_float_op(x: Tensor, dtype: torch.dtype) -> Tensor:
     return out
 
 
-_to_float_op.register_kernel("cpu")(reference.to_float)
-
-
-@_to_float_op.register_fake
-def _(x: Tensor, dtype: torch.dtype) -> Tensor:
+def _fake_to_float(x: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.empty_like(x, dtype=dtype)
+
+
+_to_float_op = operator("to_float", run_to_float, cpu=reference.to_float, fake=_fake_to_float)
 
 
 def to_float(x: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -151,10 +151,12 @@ def _strides(name: str, x: Tensor) -> dict[str, int]:
     return {f"{name}_image": c * h * w, f"{name}_channel": channel, f"{name}_pixel": pixel}
 
 
-@torch.library.custom_op("hardfast::generator_input", mutates_args=("flag",), device_types="cuda")
-def _generator_input_op(
+def run_generator_input(
     x: Tensor, gradient: Tensor, benign: bool, signs: bool, channels: int, dtype: torch.dtype, flag: Tensor | None
 ) -> Tensor:
+    """The operator on a GPU; arguments and results as in `reference.generator_input`."""
+    require_alike(x)
+    require_alike(gradient)  # in a format of its own
     if torch.float64 in (dtype, x.dtype):
         return reference.generator_input(x, gradient, benign, signs, channels, dtype, flag)
     out = _empty_last(x, channels, dtype)
@@ -162,14 +164,15 @@ def _generator_input_op(
     return out
 
 
-_generator_input_op.register_kernel("cpu")(reference.generator_input)
-
-
-@_generator_input_op.register_fake
-def _(
+def _fake_generator_input(
     x: Tensor, gradient: Tensor, benign: bool, signs: bool, channels: int, dtype: torch.dtype, flag: Tensor | None
 ) -> Tensor:
     return _empty_last(x, channels, dtype)
+
+
+_generator_input_op = operator(
+    "generator_input", run_generator_input, cpu=reference.generator_input, fake=_fake_generator_input, mutates=("flag",)
+)
 
 
 def _empty_last(x: Tensor, channels: int, dtype: torch.dtype) -> Tensor:

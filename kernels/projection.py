@@ -59,13 +59,18 @@ def pixel_bounds(
         device: where the tables are put.
 
     Raises:
+        TypeError: epsilon is a float, which is not the radius that was meant but the one nearest to it.
         ValueError: epsilon is negative or above 1, or dtype has no table.
     """
+    if type(epsilon) not in (Fraction, int):
+        raise TypeError(f"epsilon must be an exact rational like Fraction(8, 255), not {epsilon!r}")
     if not 0 <= epsilon <= 1:
         raise ValueError(f"epsilon must lie in [0, 1], not {epsilon}")
     if dtype not in _NUMPY:
         raise ValueError(f"dtype must be float32 or float64 to hold adversarial pixels, not {dtype}")
-    return PixelBounds(_table(epsilon, box, dtype).to(device), float(_round_down(Fraction(epsilon), dtype)), box)
+    # A copy: whoever writes new bounds into a table for a captured graph must not write them into the cached one.
+    table = _table(Fraction(epsilon), box, dtype).to(device, copy=True)
+    return PixelBounds(table, float(_round_down(Fraction(epsilon), dtype)), box)
 
 
 @lru_cache(maxsize=64)

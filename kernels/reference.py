@@ -1,4 +1,4 @@
-"""What each fused kernel must equal, in plain PyTorch; also what runs on a CPU, and for float64 on every device.
+"""What each fused kernel must equal, in plain PyTorch; also what runs on a CPU, and on a GPU for float64 results.
 
 Images are logical NCHW tensors in any memory format. Pixels are uint8, or float32 in [0, 1] (float64 in checks). These
 functions compute forwards and check nothing: the public operations of the same names do, and have the derivatives. NaN
@@ -12,6 +12,8 @@ from torch import Tensor
 
 from .philox import Purpose, philox, sample_words
 
+# Constants of `tanh`: log2(e), and ln 2 as a float with 9 zero bits at its end (so that n * LN2_HIGH is exact) plus
+# the rest. Adding and subtracting ROUND rounds a small float to an integer, which then stands in its lowest bits.
 LOG2E, LN2_HIGH, LN2_LOW = 1.4426950408889634, 0.693145751953125, 1.428606820309417e-06
 ROUND, ROUND_BITS = 12582912.0, 0x4B400000
 
@@ -96,6 +98,8 @@ def signed_step(
     Only the bound on the side of delta's sign can be reached, so only that one is looked at. delta and the bits are
     empty where they are not asked for.
     """
+    if keep_inside and not ball:
+        raise ValueError("keep_inside is for a step with a ball: without one nothing is clipped")
     delta = eta if gradient is None else eta + alpha * sign(gradient).to(eta.dtype)
     pixel = to_float(x, eta.dtype)
     point = pixel + delta

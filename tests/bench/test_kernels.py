@@ -18,7 +18,7 @@ from hardfast.bench.timing import Rotation, Spread
 from hardfast.engine import cli
 
 COLUMNS = [
-    *("kernel", "variant", "name", "batch", "image_size", "channels", "bytes", "sets"),
+    *("kernel", "variant", "precision", "name", "batch", "image_size", "channels", "bytes", "sets"),
     *("median_us", "p20_us", "p80_us", "gb_per_s", "of_copy", "failure", "date", "git", "device"),
     *("power_limit_w", "sm_clock_mhz", "memory_clock_mhz", "driver", "torch", "triton", "cuda"),
 ]
@@ -30,7 +30,11 @@ def bench(*words: str) -> int:
 
 
 def check_figures(rows: list[dict[str, Any]]) -> None:
-    medians = {(r["variant"], r["batch"], r["image_size"]): r["median_us"] for r in rows if r["name"] == "copy"}
+    medians: dict[tuple[Any, ...], float] = {}  # of the faster copy
+    for row in rows:
+        if row["name"] in ("copy", "copy-kernel"):
+            place = row["variant"], row["batch"], row["image_size"]
+            medians[place] = min(row["median_us"], medians.get(place, row["median_us"]))
     for row in rows:
         assert list(row) == COLUMNS
         assert 0 < row["p20_us"] <= row["median_us"] <= row["p80_us"]
@@ -89,7 +93,7 @@ def test_a_failed_compile_is_a_row(capsys: pytest.CaptureFixture[str]) -> None:
 
         return replace(MASKED.build(shape, device, seed), usual=usual)
 
-    case = Case("masked", "branching", build)
+    case = Case("masked", "branching", "fp32", build)
     rows = {row.name: row for row in time_case(case, Shape(2, 4), torch.device("cpu"), rounds=2, compiler=True)}
     assert list(rows) == ["cpu", "eager", "compiled", "copy"]
     assert (rows["compiled"].spread, rows["compiled"].of_copy) == (None, None)
@@ -123,14 +127,19 @@ def test_wrong_use(words: list[str], named: list[str], tmp_path: Path, capsys: p
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_op_and_usual_do_the_same_work(case: Case) -> None:
+    """The same shapes and dtypes, and the same values but for the roundings of the usual code and its other noise."""
     problem = case.build(Shape(3, 5), torch.device("cpu"), 0)
     ours, usual = (
-        [(tuple(t.shape), t.dtype) for t in (found if isinstance(found, tuple) else (found,))]
+        [t.detach() for t in (found if isinstance(found, tuple) else (found,))]
         for found in (problem.op(), problem.usual(*problem.inputs))
     )
     if "clip mask" in case.variant:  # which the operation keeps for its derivative
-        assert usual.pop() == ((3, 3, 5, 5), torch.bool)
-    assert ours == usual
+        clipped = usual.pop()
+        assert (clipped.shape, clipped.dtype) == ((3, 3, 5, 5), torch.bool)
+    assert [(t.shape, t.dtype) for t in ours] == [(t.shape, t.dtype) for t in usual]
+    if case.kernel not in ("random_start", "augment"):
+        for a, b in zip(ours, usual, strict=True):
+            assert torch.allclose(a.float(), b.float(), atol=2e-3, rtol=2e-2)
 
 
 def test_rotation_takes_turns_and_holds_results() -> None:
@@ -168,13 +177,13 @@ def test_a_gpu_table_ends_with_the_target() -> None:
         return KernelRow(case=MASKED, shape=shape, name=name, bytes=10**7, **measured)
 
     times = {
-        Shape(2, 4): {"kernel": 11.0, "eager": 44.0, "compiled": None, "copy": 10.0},
-        Shape(3, 4): {"kernel": 12.5, "eager": 50.0, "compiled": 25.0, "copy": 10.0},
-        Shape(4, 4): {"kernel": None, "eager": 50.0, "compiled": 25.0, "copy": 10.0},
+        Shape(2, 4): {"kernel": 11.0, "eager": 44.0, "compiled": None, "copy": 10.0, "copy-kernel": 10.5},
+        Shape(3, 4): {"kernel": 12.5, "eager": 50.0, "compiled": 25.0, "copy": 10.0, "copy-kernel": 10.5},
+        Shape(4, 4): {"kernel": None, "eager": 50.0, "compiled": 25.0, "copy": 10.0, "copy-kernel": 10.5},
     }
     rows = [row(shape, name, us) for shape, found in times.items() for name, us in found.items()]
     lines = gpu_table(rows).splitlines()
-    assert lines[2].split() == ["masked:", "fp32", "2x4", "11.0", "44.0", "failed", "10.0", "909", "4.00", "-"]
+    assert lines[2].split() == ["masked:", "fp32", "2x4", "11.0", "44.0", "failed", "10.0", "10.5", "909", "4.00", "-"]
     assert lines[3].split()[-3:] == ["800", "4.00", "2.00"]
     assert lines[-1] == "  masked: fp32: 91% at 2x4 (met), 80% at 3x4 (not met), not measured at 4x4 (not met)"
 
@@ -184,7 +193,7 @@ def test_rows_on_a_gpu(tmp_path: Path) -> None:
     path = tmp_path / "rows.json"
     assert bench("--kernels", "masked", "augment", "--shapes", "128x32", "--device", "cuda", "--json", str(path)) == 0
     rows = json.loads(path.read_text())
-    assert [row["name"] for row in rows] == ["kernel", "eager", "compiled", "copy"] * (len(rows) // 4)
+    assert [row["name"] for row in rows] == ["kernel", "eager", "compiled", "copy", "copy-kernel"] * (len(rows) // 5)
     check_figures(rows)
     cache = torch.cuda.get_device_properties("cuda").L2_cache_size
     for row in rows:

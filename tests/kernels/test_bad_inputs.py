@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
@@ -13,9 +14,14 @@ from torch import Tensor
 
 from hardfast.kernels import (
     augment,
+    crop,
     generator_input,
+    initial,
     initial_point,
+    noise,
+    perturb,
     pixel_bounds,
+    pixels,
     project,
     random_key,
     random_start,
@@ -23,8 +29,11 @@ from hardfast.kernels import (
     to_float,
 )
 
+from .guarded import same_bits
+
 N, C, H, W = 4, 3, 6, 5
-BOUNDS = pixel_bounds(Fraction(8, 255), box=True)
+EPSILON = Fraction(8, 255)
+BOUNDS = pixel_bounds(EPSILON, box=True)
 NAN, INF = float("nan"), float("inf")
 
 
@@ -98,6 +107,8 @@ OF_NUMBERS: dict[str, Any] = {
     "None": None,
     "a list": [0.1],
     "complex": 1j,
+    "a tensor": torch.tensor(0.03),
+    "bool": True,
 }
 OF_FLAGS: dict[str, Any] = {
     "float": torch.zeros(1),
@@ -138,6 +149,8 @@ OF_KEYS: dict[str, Any] = {
     "on another device": torch.zeros(3, dtype=torch.int64, device="meta"),
 }
 OF_CHANNELS: dict[str, Any] = {"too few": 1, "none": 0, "negative": -8, "float": 8.0, "text": "8"}
+OF_SWITCHES: dict[str, Any] = {"text": "yes", "number": 1, "None": None, "a tensor": torch.tensor(True)}
+OF_INTEGERS: dict[str, Any] = {"float": 2.0, "text": "2", "None": None, "bool": True, "a tensor": torch.tensor(2)}
 
 
 @dataclass(frozen=True)
@@ -200,7 +213,7 @@ OPERATIONS = {
             **in_place_of(SEEN, "gradient"),
             "x": {fault: make(IMAGES) for fault, make in WRONG.items() if fault != "on another device"},
             "inputs": {"unknown": "sign", "None": None, "swapped": "grad+benign"},
-            "channels": OF_CHANNELS,
+            "channels": {**OF_CHANNELS, "room for one of two": C, "one too few": 2 * C - 1},
             "dtype": OF_DTYPES,
             "flag": OF_FLAGS,
         },
@@ -227,6 +240,7 @@ OPERATIONS = {
             "alpha": OF_NUMBERS,
             "bounds": OF_BOUNDS,
             "x_adv_dtype": OF_DTYPES,
+            "keep_delta": OF_SWITCHES,
             "flag": OF_FLAGS,
         },
         ("x", "eta", "gradient"),
@@ -252,9 +266,29 @@ OPERATIONS = {
             "index": {**OF_INDICES, "one less": torch.arange(N - 1), "one more": torch.arange(N + 1)},
             "key": OF_KEYS,
             "radius": OF_NUMBERS,
+            "purpose": {"number": 3, "large": 300, "text": "START", "None": None},
             "dtype": OF_DTYPES,
         },
         ("x",),
+    ),
+    "pixel_bounds": Operation(
+        lambda **arguments: pixel_bounds(**arguments).table,
+        {"epsilon": EPSILON, "box": True},
+        {
+            "epsilon": {**OF_NUMBERS, "a float": 8 / 255, "above 1": Fraction(3, 2), "below 0": Fraction(-1, 255)},
+            "dtype": {**OF_DTYPES, "float16": torch.float16, "bfloat16": torch.bfloat16},
+        },
+        (),
+    ),
+    "random_key": Operation(
+        random_key,
+        {"seed": 1},
+        {
+            "seed": {**OF_INTEGERS, "negative": -1, "too large": 1 << 64},
+            "epoch": {**OF_INTEGERS, "negative": -1, "too large": 1 << 32},
+            "step": {**OF_INTEGERS, "negative": -1, "too large": 1 << 24},
+        },
+        (),
     ),
     "augment": Operation(
         augment,
@@ -268,14 +302,26 @@ OPERATIONS = {
             },
             "index": {**OF_INDICES, "past the end": torch.tensor([0, N]), "negative": torch.tensor([-1])},
             "key": OF_KEYS,
-            "padding": {"negative": -1, "enormous": 1 << 20},
+            "padding": {**OF_INTEGERS, "negative": -1, "enormous": 1 << 20},
+            "flip": OF_SWITCHES,
             "mode": {"unknown": "edge", "None": None},
-            "channels": OF_CHANNELS,
-            "dtype": {k: v for k, v in OF_DTYPES.items() if k != "class"},
+            "channels": {**OF_CHANNELS, "one too few": C - 1},
+            "dtype": {**OF_DTYPES, "float64": torch.float64},
         },
         (),
     ),
 }
+
+
+@pytest.fixture(params=["cpu", "kernel"])
+def implementation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The CPU implementation, or what runs on a GPU: the operator's other body, here under Triton's interpreter."""
+    if request.param == "kernel":
+        for module in (crop, initial, noise, perturb, pixels):
+            for name in vars(module):
+                if (found := re.fullmatch(r"_(\w+)_op", name)) is not None:
+                    monkeypatch.setattr(module, name, getattr(module, f"run_{found[1]}"))
+    return request.param
 
 
 def results(operation: Operation, changed: dict[str, Any]) -> list[Tensor]:
@@ -283,6 +329,8 @@ def results(operation: Operation, changed: dict[str, Any]) -> list[Tensor]:
     return [t.detach() for t in (found if isinstance(found, tuple) else (found,))]
 
 
+HELPERS = ("pixel_bounds", "random_key")
+"""What has no kernel."""
 WRONG_CASES = [
     pytest.param(name, argument, fault, id=f"{name}-{argument}-{fault}")
     for name, operation in OPERATIONS.items()
@@ -297,7 +345,7 @@ def test_wrong_arguments_are_named(name: str, argument: str, fault: str) -> None
     with pytest.raises((TypeError, ValueError, IndexError)) as caught:
         results(operation, {argument: operation.wrong[argument][fault]})
     message = str(caught.value)
-    assert argument in message
+    assert re.search(rf"\b{argument}\b", message)
     assert "\n" not in message
 
 
@@ -310,16 +358,28 @@ UNUSUAL_CASES = [
 
 
 @pytest.mark.parametrize(("name", "argument", "form"), UNUSUAL_CASES)
-def test_unusual_forms_give_the_same_answer(name: str, argument: str, form: str) -> None:
+def test_unusual_forms_give_the_same_answer(name: str, argument: str, form: str, implementation: str) -> None:
     operation = OPERATIONS[name]
+    wanted = results(operation, {})
     changed = {argument: UNUSUAL[form](operation.right[argument])}
-    for found, wanted in zip(results(operation, changed), results(operation, {}), strict=True):
-        assert torch.equal(found.as_subclass(Tensor), wanted)
+    for found, same in zip(results(operation, changed), wanted, strict=True):
+        assert same_bits(found.as_subclass(Tensor), same)
+
+
+@pytest.mark.parametrize("name", [name for name in OPERATIONS if name not in HELPERS])
+def test_both_implementations_agree(name: str, implementation: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To the bit and in their strides, through the public function with all it does around the operator."""
+    operation = OPERATIONS[name]
+    here = results(operation, {})
+    monkeypatch.undo()
+    for found, wanted in zip(here, results(operation, {}), strict=True):
+        assert same_bits(found, wanted)
+        assert found.stride() == wanted.stride()
 
 
 @pytest.mark.parametrize("empty", [(0, C, H, W), (N, 0, H, W), (N, C, 0, W), (N, C, H, 0)], ids=str)
-@pytest.mark.parametrize("name", [name for name in OPERATIONS if name != "augment"])
-def test_empty_images_give_empty_results(name: str, empty: tuple[int, ...]) -> None:
+@pytest.mark.parametrize("name", [n for n in OPERATIONS if n not in ("augment", *HELPERS)])
+def test_empty_images_give_empty_results(name: str, empty: tuple[int, ...], implementation: str) -> None:
     operation = OPERATIONS[name]
     changed = {
         key: torch.zeros(empty, dtype=value.dtype)
@@ -332,11 +392,11 @@ def test_empty_images_give_empty_results(name: str, empty: tuple[int, ...]) -> N
         assert found.numel() == 0
 
 
-def test_an_empty_index_gives_an_empty_batch() -> None:
+def test_an_empty_index_gives_an_empty_batch(implementation: str) -> None:
     assert augment(DATA, torch.arange(0), key=random_key(0), padding=2, flip=True).shape == (0, H, W, C)
 
 
-def test_results_share_no_memory_with_their_inputs() -> None:
+def test_results_share_no_memory_with_their_inputs(implementation: str) -> None:
     """Also where a tensor is given twice."""
     x_adv, delta = signed_step(IMAGES, FLOATS, FLOATS, alpha=0.03, bounds=None)
     wanted = FLOATS + 0.03 * FLOATS.sign()
@@ -348,6 +408,6 @@ def test_results_share_no_memory_with_their_inputs() -> None:
 
 
 def test_there_are_forty_of_each() -> None:
-    for name in OPERATIONS:
+    for name in set(OPERATIONS) - set(HELPERS):
         count = sum(case.values[0] == name for case in WRONG_CASES + UNUSUAL_CASES)
         assert count >= 40, f"{name} has {count}"

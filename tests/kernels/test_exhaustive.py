@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from hardfast.kernels import pixel_bounds, reference
-from hardfast.kernels.perturb import launch_initial_point, launch_signed_step
+from hardfast.kernels.initial import launch_initial_point
+from hardfast.kernels.perturb import launch_signed_step
 from hardfast.kernels.pixels import launch_generator_input, launch_to_float
 
 from .guarded import same_bits
@@ -87,6 +88,17 @@ def test_the_sign_of_every_half() -> None:
     x_adv = stepped(x, eta, HALVES, alpha=4 / 255, epsilon=Fraction(8, 255), box=True)
     moved = np.sign((x_adv - torch.tensor(128.0) / 255).numpy())
     assert np.array_equal(moved, wanted, equal_nan=True)
+
+
+@pytest.mark.parametrize(("least", "most"), [(1e-6, 1e-3), (1e-3, 0.01), (0.01, 0.1), (0.1, 0.35), (0.35, 2), (2, 10)])
+def test_tanh_between(least: float, most: float) -> None:
+    """A million floats of each range: within 2.5 last places of tanh in float64."""
+    x = torch.linspace(least, most, 1_000_001)
+    found, exact = reference.tanh(x), torch.tanh(x.double())
+    step = torch.from_numpy(np.spacing(exact.float().numpy())).double()
+    assert ((found.double() - exact).abs() <= 2.5 * step).all()
+    assert found.max() <= 1
+    assert same_bits(reference.tanh(-x), -found)
 
 
 def test_tanh_of_every_half() -> None:

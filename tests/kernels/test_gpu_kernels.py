@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
@@ -10,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from hardfast.bench.kernel_cases import CASES, Shape
 from hardfast.kernels import (
     augment,
     generator_input,
@@ -24,7 +27,10 @@ from hardfast.kernels import (
 
 from .guarded import same_bits
 
-pytestmark = pytest.mark.gpu
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="the compiled kernels need `pytest -m gpu`"),
+]
 FP32, FP16, BF16 = torch.float32, torch.float16, torch.bfloat16
 LAST, CONTIGUOUS = torch.channels_last, torch.contiguous_format
 SHAPES = [(128, 3, 32, 32), (5, 3, 7, 9), (3, 1, 17, 5), (2, 4, 64, 64)]
@@ -131,6 +137,47 @@ def test_a_replayed_graph_draws_fresh_noise() -> None:
         graph.replay()
         wanted = random_start(x.cpu(), index.cpu(), key=random_key(1, epoch=epoch), radius=EPSILON)
         assert same_bits(noise.cpu(), wanted)
+
+
+def test_warps_change_nothing() -> None:
+    for case in CASES:
+        if case.kernel in ("initial_point", "signed_step", "generator_input", "augment", "random_start"):
+            results = []
+            for warps in (1, 4, 8):
+                launch = replace(case.build(Shape(5, 7), torch.device("cuda"), 0).launch, warps=warps)
+                launch.run()
+                out = next(launch.arguments[n] for n in ("x_adv_ptr", "eta_ptr", "out_ptr") if n in launch.arguments)
+                results.append(out)
+            assert all(same_bits(results[0].cpu(), other.cpu()) for other in results[1:]), case.name
+
+
+@pytest.mark.parametrize("mode", ["captured", "inductor"])
+def test_a_chain_captured_or_compiled(mode: str) -> None:
+    """An SDI step without its nets, with the flag, in the two ways that the engine will run it."""
+    x = torch.randint(0, 256, SHAPES[0], dtype=torch.uint8, device="cuda").contiguous(memory_format=LAST)
+    gradient = torch.randn(SHAPES[0], device="cuda").contiguous(memory_format=LAST)
+    flag, bounds = torch.zeros(1, dtype=torch.int32, device="cuda"), pixel_bounds(EPSILON, box=True, device="cuda")
+
+    def chain() -> Tensor:
+        seen = generator_input(x, gradient, channels=8, flag=flag)
+        eta, start = initial_point(x, seen[:, 3:6].contiguous(memory_format=LAST) * 0.3, epsilon=EPSILON, flag=flag)
+        return signed_step(x, eta, gradient + start, alpha=EPSILON, bounds=bounds, flag=flag, keep_delta=False)
+
+    wanted = chain()
+    if mode == "captured":
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            found = chain()
+        graph.replay()
+    else:
+        found = torch.compile(chain, fullgraph=True, dynamic=False)()
+    assert same_bits(found.cpu(), wanted.cpu())
+    assert flag.item() == 0
+    if mode == "captured":
+        gradient[0, 0, 0, 0] = torch.nan
+        graph.replay()
+        assert flag.item() == 1
+        assert found[0, 0, 0, 0].isnan()
 
 
 def test_more_than_2_to_31_elements() -> None:

@@ -17,9 +17,10 @@ from torch import Tensor
 
 from hardfast.kernels import Purpose, pixel_bounds, random_key, reference
 from hardfast.kernels.crop import launch_augment
+from hardfast.kernels.initial import launch_initial_point
 from hardfast.kernels.launch import Launch
 from hardfast.kernels.noise import launch_random_start
-from hardfast.kernels.perturb import launch_initial_point, launch_masked, launch_signed_step
+from hardfast.kernels.perturb import launch_masked, launch_signed_step
 from hardfast.kernels.pixels import launch_generator_input, launch_to_float
 
 from .guarded import guards, many, run_programs, same_bits
@@ -60,6 +61,8 @@ class Draw:
         if self.special:
             chosen = torch.tensor(SPECIAL)[torch.randint(0, len(SPECIAL), self.shape, generator=draw)]
             values = torch.where(torch.rand(self.shape, generator=draw) < 1 / 3, chosen, values)
+        if self.special and dtype == torch.float64:  # finite, and no float32
+            values = torch.where(torch.rand(self.shape, generator=draw) < 0.1, 1e300, values.double())
         return values.to(dtype).contiguous(memory_format=self.memory)
 
 
@@ -93,7 +96,7 @@ def test_to_float(draw: Draw, dtype: torch.dtype, block: int) -> None:
 @given(
     draws,
     st.sampled_from([LAST, CONTIGUOUS]),
-    st.sampled_from(FLOATS),
+    st.sampled_from([*FLOATS, torch.float64]),
     st.sampled_from(FLOATS),
     st.sampled_from([(True, True), (True, False), (False, True)]),
     st.integers(0, 3),
@@ -315,16 +318,16 @@ def test_special_cases_are_the_published_attacks(
 
 
 @many
-@given(draws, blocks)
-def test_masked(draw: Draw, block: int) -> None:
-    gradient = draw.floats(1)
+@given(draws, st.sampled_from([torch.float32, torch.float64]), blocks)
+def test_masked(draw: Draw, dtype: torch.dtype, block: int) -> None:
+    gradient = draw.floats(1, dtype)
     inside = torch.randint(0, 2, draw.shape, generator=draw.generator).bool().contiguous(memory_format=draw.memory)
     with guards() as guard:
         packed, held = guard.holding(reference.pack(inside)), guard.holding(gradient)
         out = guard.like(gradient)
         launch_masked(packed, held, out, block).run()
     assert same_bits(out, reference.masked(packed, gradient))
-    assert same_bits(out, torch.where(inside, gradient, torch.zeros(())))
+    assert same_bits(out, torch.where(inside, gradient, torch.zeros((), dtype=dtype)))
 
 
 @many

@@ -22,7 +22,12 @@ from hardfast.kernels import (
     signed_step,
     to_float,
 )
+from hardfast.kernels.crop import run_augment
+from hardfast.kernels.initial import run_initial_point
 from hardfast.kernels.layout import require_alike
+from hardfast.kernels.noise import run_random_start
+from hardfast.kernels.perturb import run_masked, run_signed_step
+from hardfast.kernels.pixels import run_generator_input, run_to_float
 
 from .guarded import same_bits
 
@@ -75,13 +80,8 @@ def test_opcheck(name: str, memory: torch.memory_format) -> None:
 
 
 def test_every_operator_is_checked() -> None:
-    registered = {name.removeprefix("hardfast::") for name in torch._C._dispatch_get_all_op_names()}
-    ours = {name for name in registered if hasattr(OPS, name) and f"hardfast::{name}" in _names()}
-    assert ours == set(operator_calls(LAST))
-
-
-def _names() -> set[str]:
-    return {name for name in torch._C._dispatch_get_all_op_names() if name.startswith("hardfast::")}
+    names = {name for name in torch._C._dispatch_get_all_op_names() if name.startswith("hardfast::")}
+    assert names == {f"hardfast::{name}" for name in operator_calls(LAST)}
 
 
 @pytest.mark.parametrize("keep_delta", [False, True])
@@ -96,7 +96,6 @@ def test_gradcheck(box: bool, keep_delta: bool) -> None:
             return signed_step(x, eta, gradient, alpha=alpha, bounds=bounds)
         return signed_step(x, eta, gradient, alpha=alpha, bounds=bounds, keep_delta=False)
 
-    # A finite difference must not cross a bound: elements nearer to one than the difference are moved away from it.
     eta = eta.requires_grad_()
     assert torch.autograd.gradcheck(step, eta, eps=1e-8, atol=1e-6)
     assert torch.autograd.gradcheck(lambda eta: project(x, eta, bounds=bounds), eta, eps=1e-8, atol=1e-6)
@@ -134,17 +133,18 @@ def test_no_gradient_reaches_the_images_or_the_gradient() -> None:
     assert set(eta.grad.unique().tolist()) == {0.0, 2.0}
 
 
+BOUNDS, KEY, INDEX = pixel_bounds(EPSILON, box=True), random_key(3), torch.arange(3)
 CALLS: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor], Any]] = {
     "to_float": lambda x, eta, gradient, flag: to_float(x),
     "generator_input": lambda x, eta, gradient, flag: generator_input(x, gradient, channels=8, flag=flag),
     "initial_point": lambda x, eta, gradient, flag: initial_point(x, gradient, epsilon=EPSILON, flag=flag),
     "signed_step": lambda x, eta, gradient, flag: signed_step(
-        x, eta, gradient, alpha=EPSILON, bounds=pixel_bounds(EPSILON, box=True), flag=flag
+        x, eta, gradient, alpha=EPSILON, bounds=BOUNDS, flag=flag
     ),
-    "project": lambda x, eta, gradient, flag: project(x, eta, bounds=pixel_bounds(EPSILON, box=True), flag=flag),
-    "random_start": lambda x, eta, gradient, flag: random_start(x, torch.arange(3), key=random_key(3), radius=EPSILON),
+    "project": lambda x, eta, gradient, flag: project(x, eta, bounds=BOUNDS, flag=flag),
+    "random_start": lambda x, eta, gradient, flag: random_start(x, INDEX, key=KEY, radius=EPSILON),
     "augment": lambda x, eta, gradient, flag: augment(
-        x.permute(0, 2, 3, 1).contiguous(), torch.arange(2), key=random_key(3), padding=2, flip=True
+        x.permute(0, 2, 3, 1).contiguous(), INDEX[:2], key=KEY, padding=2, flip=True
     ),
 }
 
@@ -169,22 +169,9 @@ def outcome(call: Callable[..., Any], *, differentiate: bool) -> list[Tensor]:
 def test_compiled_is_eager_to_the_bit(name: str, backend: str) -> None:
     torch._dynamo.reset()
     differentiate = name in ("initial_point", "signed_step", "project")
-    bounds = pixel_bounds(EPSILON, box=True)
-    calls = {
-        **CALLS,
-        "signed_step": lambda x, eta, gradient, flag: signed_step(
-            x, eta, gradient, alpha=EPSILON, bounds=bounds, flag=flag
-        ),
-        "project": lambda x, eta, gradient, flag: project(x, eta, bounds=bounds, flag=flag),
-    }
-    key, index = random_key(3), torch.arange(3)
-    calls["random_start"] = lambda x, eta, gradient, flag: random_start(x, index, key=key, radius=EPSILON)
-    calls["augment"] = lambda x, eta, gradient, flag: augment(
-        x.permute(0, 2, 3, 1).contiguous(), index[:2], key=key, padding=2, flip=True
-    )
-    compiled = torch.compile(calls[name], backend=backend, fullgraph=True, dynamic=False)
+    compiled = torch.compile(CALLS[name], backend=backend, fullgraph=True, dynamic=False)
     for found, wanted in zip(
-        outcome(compiled, differentiate=differentiate), outcome(calls[name], differentiate=differentiate), strict=True
+        outcome(compiled, differentiate=differentiate), outcome(CALLS[name], differentiate=differentiate), strict=True
     ):
         assert same_bits(found, wanted)
 
@@ -197,6 +184,24 @@ def test_operators_refuse_what_they_cannot_index() -> None:
         require_alike(x, eta=eta, gradient=gradient.contiguous())
     with pytest.raises(ValueError, match="x has strides"):
         require_alike(x.transpose(2, 3))
+    turned, bounds = x.transpose(2, 3), pixel_bounds(EPSILON, box=True)
+    start, index, key = eta.transpose(2, 3), torch.arange(3), random_key(0)
+    step = (0.03, True, bounds.table, 0.03, True, torch.float32, None, True, True)
+    for refused in (
+        lambda: run_to_float(turned, torch.float32),
+        lambda: run_generator_input(turned, gradient, True, True, 8, torch.float32, None),
+        lambda: run_generator_input(x, start, True, True, 8, torch.float32, None),
+        lambda: run_initial_point(turned, start, 0.03, torch.float32, None),
+        lambda: run_signed_step(x, start, gradient, *step),
+        lambda: run_masked(torch.zeros(1, dtype=torch.uint8), gradient),
+        lambda: run_masked(torch.zeros(999, dtype=torch.uint8), start),
+        lambda: run_random_start(turned, index, key, 0.03, 3, torch.float32),
+        lambda: run_augment(x.permute(0, 2, 3, 1)[:, :, ::2], index, key, 0, False, False, 3, torch.uint8),
+        lambda: run_signed_step(x, eta, gradient, 0.03, False, None, 0.0, False, torch.float32, None, True, True),
+        lambda: OPS.signed_step(x, eta, gradient, 0.03, False, None, 0.0, False, torch.float32, None, True, True),
+    ):
+        with pytest.raises(ValueError, match=r"strides|bit for each|without one"):
+            refused()
 
 
 def test_the_flag_is_raised_and_stays() -> None:

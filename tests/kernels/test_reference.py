@@ -52,6 +52,19 @@ def test_generator_input(inputs: str) -> None:
     assert torch.equal(seen, torch.cat(wanted, dim=1))
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_the_generators_input_has_the_gradients_dtype_and_room_on_request(dtype: torch.dtype) -> None:
+    x, gradient = images(), noise(images().shape).to(dtype)
+    seen = generator_input(x, gradient)
+    assert seen.dtype == dtype
+    padded = generator_input(x, gradient, channels=8, dtype=torch.float32)
+    assert padded.dtype == torch.float32
+    assert padded.shape[1] == 8
+    assert torch.equal(padded[:, 3:6], gradient.sign().float())
+    assert not padded[:, 6:].any()
+    assert padded.is_contiguous(memory_format=LAST)
+
+
 def test_nan_in_a_gradient_comes_out_as_nan() -> None:
     x, gradient = images(), noise(images().shape)
     gradient[1, 2, 3, 4] = torch.nan

@@ -43,13 +43,13 @@ ARITHMETIC = (
     ),
     Mutant(
         "arithmetic.py",
-        '(tl.abs(value.to(tl.float32)) < float("inf")) == 0',
-        'tl.abs(value.to(tl.float32)) == float("inf")',
+        '(tl.abs(value) < float("inf")) == 0',
+        'tl.abs(value) == float("inf")',
         "the flag misses NaN",
     ),
     Mutant(
         "arithmetic.py",
-        '(tl.abs(value.to(tl.float32)) < float("inf")) == 0',
+        '(tl.abs(value) < float("inf")) == 0',
         "value != value",
         "the flag misses infinities",
     ),
@@ -164,11 +164,11 @@ PIXELS = (
 )
 
 PERTURB = (
-    Mutant("perturb.py", "eta = tanh(generated) * epsilon", "eta = tanh(generated * epsilon)", "epsilon inside tanh"),
-    Mutant("perturb.py", "(pixel_value(x) + eta).to", "eta.to", "initial_point: x is not added"),
-    Mutant("perturb.py", "is_not_finite(generated), BLOCK", "is_not_finite(eta), BLOCK", "tanh hides infinities"),
-    Mutant("perturb.py", "sum(d[1:], d[0])", "d[0]", "initial_point: d_start ignored"),
-    Mutant("perturb.py", "(ctx.epsilon * (1 - t * t))", "(1 - t * t)", "derivative without epsilon"),
+    Mutant("initial.py", "eta = tanh(generated) * epsilon", "eta = tanh(generated * epsilon)", "epsilon inside tanh"),
+    Mutant("initial.py", "(pixel_value(x) + eta).to", "eta.to", "initial_point: x is not added"),
+    Mutant("initial.py", "is_not_finite(generated), BLOCK", "is_not_finite(eta), BLOCK", "tanh hides infinities"),
+    Mutant("initial.py", "sum(d[1:], d[0])", "d[0]", "initial_point: d_start ignored"),
+    Mutant("initial.py", "(ctx.epsilon * (1 - t * t))", "(1 - t * t)", "derivative without epsilon"),
     Mutant("perturb.py", "delta = delta + alpha * sign_of", "delta = delta + sign_of", "missing alpha"),
     Mutant("perturb.py", "delta = delta + alpha * sign_of", "delta = alpha * sign_of", "eta forgotten: FGSM from x"),
     Mutant("perturb.py", "bad = bad | is_not_finite(gradient)", "bad = bad", "an infinite gradient is not flagged"),
@@ -213,7 +213,12 @@ PERTURB = (
         "_masked_op(inside, d_eta.contiguous())",
         "memory format assumed in backward",
     ),
-    Mutant("perturb.py", "alike(x.detach(), eta, gradient.detach())", "(x, eta, gradient)", "memory format assumed"),
+    Mutant(
+        "perturb.py",
+        "alike(x.detach(), eta, gradient.detach(), stacklevel=4)",
+        "(x, eta, gradient)",
+        "memory format assumed",
+    ),
     Mutant("perturb.py", "if bounds.table.dtype != eta.dtype", "if False", "bounds of another dtype are accepted"),
 )
 
@@ -256,12 +261,12 @@ NOISE = (
 CROP = (
     Mutant("crop.py", "W - 1 - column", "W - column", "flip off by one"),
     Mutant("crop.py", "(mirror >> 31) == 1", "(mirror >> 30) == 1", "flipped with probability 1/4"),
-    Mutant("crop.py", "tl.umulhi(top, zero + (2 * PADDING + 1))", "tl.umulhi(top, zero + 2 * PADDING)", "one row less"),
+    Mutant("crop.py", "2 * PADDING + 1, tl.uint32", "2 * PADDING, tl.uint32", "one row less"),
     Mutant("crop.py", "column += tl.umulhi(left,", "column += tl.umulhi(top,", "the same word for both directions"),
     Mutant(
         "crop.py",
-        "row += tl.umulhi(top, zero + (2 * PADDING + 1)).to(tl.int32) - PADDING",
-        "row += tl.umulhi(top, zero + (2 * PADDING + 1)).to(tl.int32)",
+        "tl.umulhi(top, places).to(tl.int32) - PADDING",
+        "tl.umulhi(top, places).to(tl.int32)",
         "padding on one side only",
     ),
     Mutant("crop.py", "2 * (H - 1) - row", "2 * H - 1 - row", "reflect repeats the border row"),
@@ -301,7 +306,12 @@ PROJECTION = (
     ),
     Mutant("projection.py", "np.array([lower, upper])", "np.array([upper, lower])", "swapped bounds"),
     Mutant("projection.py", " + _NUMPY[dtype](0))", ")", "a bound of -0.0"),
-    Mutant("projection.py", "_table(epsilon, box, dtype).to", "_table(epsilon, True, dtype).to", "box always on"),
+    Mutant(
+        "projection.py",
+        "_table(Fraction(epsilon), box, dtype).to",
+        "_table(Fraction(epsilon), True, dtype).to",
+        "box always on",
+    ),
     Mutant(
         "projection.py", "Fraction(epsilon), dtype)), box)", "Fraction(epsilon), dtype)), False)", "no box for floats"
     ),
@@ -437,4 +447,39 @@ CHECKS = (
     Mutant("checks.py", "if channels < needed", "if channels <= needed", "exactly enough channels are refused"),
 )
 
-CATALOGUE = ARITHMETIC + PIXELS + PERTURB + NOISE + CROP + PROJECTION + REFERENCE + PHILOX + LAUNCH + LAYOUT + CHECKS
+# What a GPU runs around the kernels: on a CPU only the tests call it.
+OPERATORS = (
+    Mutant("perturb.py", "delta if keep_delta else None,", "None,", "delta asked for and not written"),
+    Mutant("perturb.py", "inside if keep_inside else None,", "None,", "clip mask asked for and not written"),
+    Mutant(
+        "perturb.py", "table=table,\n        radius=radius,", "table=None,\n        radius=radius,", "no table on a GPU"
+    ),
+    Mutant(
+        "perturb.py", "ball=ball,\n        table=table", "ball=True,\n        table=table", "a ball nobody asked for"
+    ),
+    Mutant("pixels.py", "launch_to_float(x, out).run()", "launch_to_float(x, out)", "the launch is not run"),
+    Mutant("noise.py", "    require_alike(x)\n", "", "noise in an order of its own"),
+    Mutant(
+        "crop.py",
+        "    if not images.is_contiguous():\n        raise",
+        "    if False:\n        raise",
+        "strides unchecked",
+    ),
+    Mutant("initial.py", "epsilon=epsilon).run()", "epsilon=1.0).run()", "epsilon lost on the way"),
+    Mutant("perturb.py", "if len(inside) != (", "if len(inside) < 0 * (", "a clip mask of any length"),
+)
+
+CATALOGUE = (
+    ARITHMETIC
+    + PIXELS
+    + PERTURB
+    + NOISE
+    + CROP
+    + PROJECTION
+    + REFERENCE
+    + PHILOX
+    + LAUNCH
+    + LAYOUT
+    + CHECKS
+    + OPERATORS
+)

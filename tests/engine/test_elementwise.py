@@ -1,0 +1,69 @@
+"""The methods leave their elementwise work to the kernels: what a step runs on images outside its nets is counted."""
+
+from __future__ import annotations
+
+from collections import Counter
+from fractions import Fraction
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from hardfast.engine.methods import METHODS, Position, Setting, method_options
+from hardfast.kernels import random_key
+from hardfast.loaders import Batch
+
+SHAPE = (4, 3, 8, 8)
+NO_ARITHMETIC = {"convolution", "convolution_backward", "view", "_unsafe_view", "reshape", "detach", "alias", "permute"}
+NO_ARITHMETIC |= {"empty", "empty_like", "new_empty", "_to_copy", "clone", "native_batch_norm", "cudnn_batch_norm"}
+
+
+class OnImages(TorchDispatchMode):
+    """Counts the operations that return a tensor of an image's shape, outside the references of our own operators."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        results = result if isinstance(result, tuple | list) else (result,)
+        if any(isinstance(t, Tensor) and tuple(t.shape) == SHAPE for t in results):
+            name = func.overloadpacket.__name__
+            self.calls[f"hardfast::{name}" if func.namespace == "hardfast" else name] += 1
+        return result
+
+
+class Linear(nn.Module):
+    """A classifier whose operations on images are a view alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(10, 192, generator=torch.Generator().manual_seed(0)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.reshape(len(x), -1) @ self.weight.t()
+
+
+@pytest.mark.parametrize("name", list(METHODS))
+def test_a_step_runs_nothing_elementwise_but_the_kernels(name: str) -> None:
+    setting = Setting(
+        net=Linear(), epsilon=Fraction(8, 255), box=True, attack_bn="train", label_smoothing=0, seed=0, channels=3
+    )
+    method = method_options(name).build(setting)
+    image = torch.randint(0, 256, (4, 8, 8, 3), dtype=torch.uint8)
+    batch = Batch(torch.arange(4), image, torch.arange(4), random_key(0))
+    with OnImages() as seen:
+        method.craft(batch, Position(0, 1))  # not the generator's update, whose derivatives are PyTorch's
+    others = {name for name in seen.calls if not name.startswith("hardfast::")} - NO_ARITHMETIC
+    assert not others
+    ours = {name.removeprefix("hardfast::"): count for name, count in seen.calls.items() if "hardfast" in name}
+    wanted = {
+        "fgsm-sdi": {"to_float": 1, "initial_point": 1, "signed_step": 1},  # the generator's input has 6 channels
+        "fgsm-rs": {"random_start": 1, "signed_step": 2},  # the first is the noise's projection
+        "pgd-at": {"random_start": 1, "signed_step": 11},
+        "standard": {"to_float": 1},
+    }
+    assert ours == wanted[name]
