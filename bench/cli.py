@@ -14,12 +14,14 @@ import tyro
 from ..engine import console, recipes
 from ..engine.errors import UsageError
 from ..engine.evaluation import AttackName
+from ..engine.models import ModelName
 from ..engine.parsing import parse, recipe_name
 from ..engine.recipes import Recipe
 from ..engine.run_folder import write_whole
 from . import machine_code
 from .kernels import bench_kernels
 from .methods import compare_methods
+from .step import NAMES, Workload, bench_step
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,6 +118,66 @@ def run_bench_kernels(argv: Sequence[str]) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
+class BenchStepArguments:
+    """Times a training step of FGSM-SDI (ours), plain training (plain), and FGSM-SDI as others run it: the released
+    algorithm on today's torch (released), with the weight gradients of its day (released-2022), and as good plain
+    PyTorch (tuned-eager, tuned-compiled). In turn in one process; prints ratios.
+    """
+
+    model: ModelName = "resnet18"
+    """Classifier."""
+
+    batch: int = 128
+    """Images in a step."""
+
+    image_size: int = 32
+    """Side of an image in pixels."""
+
+    k: int = 20
+    """Every k-th step updates the generator."""
+
+    generator_width: int = 64
+    """Hidden channels of the generator."""
+
+    names: Annotated[tuple[str, ...], tyro.conf.arg(metavar="[NAME ...]")] = NAMES
+    """Which steps; plain and fgsm-sdi are always among them."""
+
+    rounds: int = 20
+    """How often each step is timed, for the median and the 20th and 80th percentile."""
+
+    csv: str | None = None
+    """Also write the rows to this file."""
+
+    json: str | None = None
+    """Also write the rows to this file, as a list of objects with the columns of the CSV."""
+
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+
+
+def run_bench_step(argv: Sequence[str]) -> None:
+    """hardfast bench step [options]"""
+    asked = parse(BenchStepArguments, argv, "hardfast bench step")
+    workload = Workload(
+        model=asked.model,
+        batch=asked.batch,
+        image_size=asked.image_size,
+        k=asked.k,
+        generator_width=asked.generator_width,
+    )
+    table = bench_step(
+        workload,
+        names=asked.names,
+        device=asked.device,
+        rounds=asked.rounds,
+        csv=None if asked.csv is None else Path(asked.csv),
+        json=None if asked.json is None else Path(asked.json),
+    )
+    console.line()
+    console.line(table)
+
+
+@dataclass(frozen=True, kw_only=True)
 class BenchMachineCodeArguments:
     """Compiles every kernel for V100, A100 and H100 (sm_70, sm_80, sm_90) and reads registers, spills and the widths of
     its memory accesses from the machine code. Needs no GPU.
@@ -145,6 +207,7 @@ def run_bench_machine_code(argv: Sequence[str]) -> None:
 BENCHMARKS: dict[str, Callable[[Sequence[str]], None]] = {
     "methods": run_bench_methods,
     "kernels": run_bench_kernels,
+    "step": run_bench_step,
     "machine-code": run_bench_machine_code,
 }
 
@@ -152,7 +215,7 @@ BENCHMARKS: dict[str, Callable[[Sequence[str]], None]] = {
 def run_bench(argv: Sequence[str]) -> None:
     """hardfast bench NAME [options]"""
     if argv[:1] in (["-h"], ["--help"]):
-        console.line("hardfast bench methods RECIPE --out DIR | kernels | machine-code; each says more with --help")
+        console.line("hardfast bench methods RECIPE --out DIR | kernels | step | machine-code; each has a --help")
         return
     if not argv or argv[0] not in BENCHMARKS:
         raise UsageError(

@@ -6,9 +6,6 @@ no Triton kernels: the CPU implementations take their place, and only ratios are
 
 from __future__ import annotations
 
-import csv as csv_files
-import io
-import json as json_files
 import math
 import os
 import re
@@ -26,8 +23,8 @@ import torch
 from ..engine import console
 from ..engine.environment import choose_device, describe_environment, gpu_state
 from ..engine.errors import UsageError
-from ..engine.run_folder import write_whole
 from .kernel_cases import CASES, Case, Problem, Shape
+from .rows import write_rows
 from .timing import GraphTimer, Rotation, Spread, interleaved, wall_seconds
 
 GPU_SHAPES, CPU_SHAPES = ("128x32", "512x32", "1024x32", "128x64", "64x224"), ("16x32",)
@@ -112,10 +109,7 @@ def bench_kernels(
                 rows += time_case(case, shape, place, rounds, compiler)
                 bar.update()
     columns = [_columns(row, environment, on_gpu) for row in rows]
-    if csv is not None:
-        write_whole(csv, _csv_text(columns))
-    if json is not None:
-        write_whole(json, json_files.dumps(columns, indent=2) + "\n")
+    write_rows(columns, csv=csv, json=json)
     return gpu_table(rows) if on_gpu else cpu_table(rows)
 
 
@@ -284,14 +278,6 @@ def _columns(row: KernelRow, environment: dict[str, Any], on_gpu: bool) -> dict[
 
 def _rounded(value: float) -> float:
     return float(f"{value:.5g}")
-
-
-def _csv_text(columns: Sequence[dict[str, Any]]) -> str:
-    text = io.StringIO()
-    writer = csv_files.DictWriter(text, list(columns[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(columns)
-    return text.getvalue()
 
 
 def _by_case(rows: Sequence[KernelRow]) -> list[dict[str, KernelRow]]:

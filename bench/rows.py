@@ -1,0 +1,29 @@
+"""The rows of a benchmark as CSV and JSON, each file written whole."""
+
+from __future__ import annotations
+
+import csv as csv_files
+import io
+import json as json_files
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..engine.run_folder import write_whole
+
+
+def write_rows(rows: Sequence[Mapping[str, Any]], *, csv: Path | None, json: Path | None) -> None:
+    """Writes rows with equal columns to the files that are asked for."""
+    if csv is not None:
+        write_whole(csv, csv_text(rows))
+    if json is not None:
+        write_whole(json, json_files.dumps(list(rows), indent=2) + "\n")
+
+
+def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
+    """A header and a line for each row."""
+    text = io.StringIO()
+    writer = csv_files.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
