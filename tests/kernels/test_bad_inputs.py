@@ -392,6 +392,13 @@ def test_empty_images_give_empty_results(name: str, empty: tuple[int, ...], impl
         assert found.numel() == 0
 
 
+def test_a_mirror_is_smaller_than_the_image() -> None:
+    for padding in (5, 6):  # images of 6x5
+        with pytest.raises(ValueError, match="padding must lie in"):
+            augment(DATA, torch.arange(N), key=random_key(0), padding=padding, mode="reflect")
+    assert augment(DATA, torch.arange(N), key=random_key(0), padding=4, mode="reflect").shape == DATA.shape
+
+
 def test_an_empty_index_gives_an_empty_batch(implementation: str) -> None:
     assert augment(DATA, torch.arange(0), key=random_key(0), padding=2, flip=True).shape == (0, H, W, C)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hardfast.kernels import Purpose, derived_seed, permutation, philox, sample_words
+from hardfast.kernels import Purpose, derived_seed, permutation, philox, random_key, sample_words
 
 ONES = 0xFFFFFFFF
 # Random123, kat_vectors: philox4x32 with 10 rounds.
@@ -57,3 +57,13 @@ def test_derived_seeds_differ() -> None:
     seeds = {derived_seed(seed, purpose) for seed in range(50) for purpose in Purpose}
     assert len(seeds) == 50 * len(Purpose)
     assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+def test_a_key_holds_all_64_bits_of_its_seed() -> None:
+    """As the signed integer with the same bits, and drawing what the seed itself draws."""
+    for seed in (0, 1, 2**63 - 1, 2**63, 2**63 + 5, 2**64 - 1):
+        key = random_key(seed, epoch=3, step=4)
+        assert key.tolist() == [seed if seed < 2**63 else seed - 2**64, 3, 4]
+        counter = (torch.arange(5), 1, 2, 3)
+        for a, b in zip(philox(counter, key[0]), philox(counter, seed), strict=True):
+            assert torch.equal(a, b)

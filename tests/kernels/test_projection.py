@@ -67,6 +67,15 @@ def test_bad_radius(epsilon: Fraction, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("box", [False, True])
+def test_float_pixels_keep_to_ball_and_box(box: bool) -> None:
+    x = torch.linspace(0, 1, 3 * 7 * 11).reshape(1, 3, 7, 11)
+    for delta in (torch.full_like(x, 0.2), torch.full_like(x, -0.2)):
+        x_adv, _ = project(x, delta, bounds=pixel_bounds(Fraction(8, 255), box=box))
+        assert Fraction((x_adv.double() - x.double()).abs().max().item()) <= Fraction(8, 255)
+        assert ((x_adv < 0) | (x_adv > 1)).any() != box
+
+
+@pytest.mark.parametrize("box", [False, True])
 @pytest.mark.parametrize("epsilon", RADII)
 def test_no_bound_is_minus_zero(epsilon: Fraction, box: bool) -> None:
     table = pixel_bounds(epsilon, box=box).table
