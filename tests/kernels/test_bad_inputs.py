@@ -392,6 +392,30 @@ def test_empty_images_give_empty_results(name: str, empty: tuple[int, ...], impl
         assert found.numel() == 0
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_cannot_hold_a_perturbation(dtype: torch.dtype) -> None:
+    narrow = FLOATS.to(dtype)
+    with pytest.raises(TypeError, match="eta must be float32"):
+        signed_step(IMAGES, narrow, FLOATS, alpha=0.03, bounds=None)
+    with pytest.raises(TypeError, match="delta must be float32"):
+        project(IMAGES, narrow, bounds=BOUNDS)
+
+
+@pytest.mark.parametrize("reshape", [lambda x: x[0], lambda x: x[None]], ids=["3", "5"])
+def test_images_have_four_dimensions(reshape: Callable[[Tensor], Tensor]) -> None:
+    """Also where all tensors agree on another number of them."""
+    x, floats = reshape(IMAGES), reshape(FLOATS)
+    for call in (
+        lambda: generator_input(x, floats),
+        lambda: initial_point(x, floats, epsilon=0.03),
+        lambda: signed_step(x, floats, floats, alpha=0.03, bounds=BOUNDS),
+        lambda: project(x, floats, bounds=BOUNDS),
+        lambda: random_start(x, torch.arange(len(x)), key=random_key(0), radius=0.03),
+    ):
+        with pytest.raises(ValueError, match=r"x must be \[N, C, H, W\]"):
+            call()
+
+
 def test_a_mirror_is_smaller_than_the_image() -> None:
     for padding in (5, 6):  # images of 6x5
         with pytest.raises(ValueError, match="padding must lie in"):
