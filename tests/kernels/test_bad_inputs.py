@@ -423,6 +423,20 @@ def test_a_mirror_is_smaller_than_the_image() -> None:
     assert augment(DATA, torch.arange(N), key=random_key(0), padding=4, mode="reflect").shape == DATA.shape
 
 
+def test_the_derivative_of_both_implementations(implementation: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Through the packed clip mask: written by one kernel, read by another."""
+    found = []
+    for _ in range(2):
+        eta = (FLOATS * 0.03).requires_grad_()
+        x_adv, delta = signed_step(IMAGES, eta, FLOATS, alpha=0.01, bounds=BOUNDS)
+        (x_adv * FLOATS + delta).sum().backward()
+        assert eta.grad is not None
+        found.append(eta.grad)
+        monkeypatch.undo()  # the second time on the CPU
+    assert same_bits(*found)
+    assert 0 < (found[0] == 0).float().mean() < 1
+
+
 def test_an_empty_index_gives_an_empty_batch(implementation: str) -> None:
     assert augment(DATA, torch.arange(0), key=random_key(0), padding=2, flip=True).shape == (0, H, W, C)
 

@@ -1,6 +1,6 @@
 """Do the tests notice when a kernel is wrong? Plants one defect at a time and runs the tests of tests/kernels.
 
-    python -m tests.mutants.run [--only SUBSTRING] [--out FILE.md] [--jobs N]
+    python -m tests.mutants.run [--only SUBSTRING ...] [--out FILE.md] [--jobs N]
 
 Each mutant is a copy of kernels/ with one line changed, imported as `hardfast.kernels` by a pytest process of its own;
 the other subpackages are those of the checkout. The unchanged copy runs first and must pass. To save time a mutant
@@ -52,11 +52,17 @@ class Result:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the catalogue and prints its table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default="", help="mutants whose name, file or defect contains this")
+    parser.add_argument(
+        "--only", nargs="+", default=[""], help="mutants whose name, file or defect contains one of these"
+    )
     parser.add_argument("--out", type=Path, help="Markdown file for the table")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="mutants at a time, a core each")
     options = parser.parse_args(arguments)
-    chosen = {name: m for name, m in named(CATALOGUE).items() if options.only in f"{name} {m.file} {m.why}"}
+    chosen = {
+        name: mutant
+        for name, mutant in named(CATALOGUE).items()
+        if any(word in f"{name} {mutant.file} {mutant.why}" for word in options.only)
+    }
     if not chosen:
         parser.error(f"no mutant contains {options.only!r}")
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
