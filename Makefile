@@ -46,7 +46,8 @@ test-gpu: install ## the tests that need a CUDA device
 
 .PHONY: mutants
 mutants: install ## plants defects in the kernels, one after the other, and counts those that the tests find (an hour)
-	OMP_NUM_THREADS=1 $(BIN)/python -m tests.mutants.run --out tests/mutants/results.md
+	@mkdir -p runs
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.mutants.run --out runs/mutants.md
 
 .PHONY: check
 check: install ## ruff, its formatting, and the types of the package as it is installed
