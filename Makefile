@@ -42,7 +42,7 @@ test-night: check system ## every test that runs without a GPU
 
 .PHONY: test-gpu
 test-gpu: install ## the tests that need a CUDA device
-	$(BIN)/python -m pytest -m gpu
+	TRITON_INTERPRET=0 $(BIN)/python -m pytest -m gpu
 
 .PHONY: mutants
 mutants: install ## plants defects in the kernels, one after the other, and counts those that the tests find (an hour)

@@ -1,14 +1,11 @@
-"""Triton's interpreter runs the kernels on CPU tensors; it has to be asked for before they are defined."""
+"""Triton's interpreter runs the kernels on CPU tensors; it has to be asked for before anything imports them.
+
+So when this file is imported, not in a hook: the conftest.py files of the folders below import the engine. `make
+test-gpu`, which runs the compiled kernels, sets TRITON_INTERPRET=0.
+"""
 
 from __future__ import annotations
 
 import os
 
-import pytest
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    if config.option.markexpr == "gpu":  # `make test-gpu` runs the compiled kernels
-        os.environ.pop("TRITON_INTERPRET", None)
-    else:
-        os.environ["TRITON_INTERPRET"] = "1"
+os.environ.setdefault("TRITON_INTERPRET", "1")

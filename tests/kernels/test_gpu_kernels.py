@@ -29,7 +29,7 @@ from .guarded import same_bits
 
 pytestmark = [
     pytest.mark.gpu,
-    pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="the compiled kernels need `pytest -m gpu`"),
+    pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="the compiled kernels need `make test-gpu`"),
 ]
 FP32, FP16, BF16 = torch.float32, torch.float16, torch.bfloat16
 LAST, CONTIGUOUS = torch.channels_last, torch.contiguous_format
