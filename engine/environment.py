@@ -78,7 +78,10 @@ def gpu_state(device: torch.device) -> dict[str, str | float | None]:
         )
     except (OSError, subprocess.SubprocessError):
         return state
-    for name, word in zip(fields, done.stdout.strip().split(", "), strict=False):
+    words = done.stdout.strip().split(", ")
+    if len(words) != len(fields):  # a message instead of values
+        return state
+    for name, word in zip(fields, words, strict=True):
         if name == "driver":
             state[name] = word
         elif word.replace(".", "").isdecimal():  # not `[N/A]`
