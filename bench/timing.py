@@ -10,6 +10,8 @@ from functools import partial
 
 import torch
 
+from ..engine.environment import wait_for
+
 CAPTURE_WARMUP = 3
 
 
@@ -108,13 +110,8 @@ class GraphTimer:
 
 def wall_seconds(call: Callable[[], object], device: torch.device) -> float:
     """Seconds of one call by the clock on the wall; a GPU is waited for before and after it."""
-    _wait(device)
+    wait_for(device)
     began = time.perf_counter()
     call()
-    _wait(device)
+    wait_for(device)
     return time.perf_counter() - began
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..kernels import PixelBounds, Purpose, pixel_bounds, random_key, random_start
-from .step import Objective, projected_ascent, summed_cross_entropy
+from .gradients import Objective, attack_loss, projected_ascent, summed_cross_entropy
 
 
 def summed_margin(logits: Tensor, labels: Tensor) -> Tensor:
@@ -58,14 +58,13 @@ class GradientAttack:
             key = _key(seed, x.device)
             start = random_start(x, index, key=key, radius=epsilon, purpose=Purpose.EVALUATE)
         return projected_ascent(
-            net,
+            attack_loss(net, self.objective),
             x,
             labels,
             start,
             steps=self.steps,
             alpha=self.alpha,
             bounds=_bounds(epsilon, x.device),
-            objective=self.objective,
             keep_fooled=True,
         )
 

@@ -13,12 +13,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
+from .console import Bar
 from .errors import EvaluationError, UsageError
 
 Version = Literal["apgd-ce", "standard"]
@@ -48,7 +48,7 @@ def run_autoattack(
     version: Version,
     seed: int,
     batch_size: int,
-    bar: tqdm[Any],
+    bar: Bar,
 ) -> AutoAttackResult:
     """Runs the official code: its standard version, or APGD-CE alone with that version's parameters.
 
@@ -103,7 +103,7 @@ def check_available(version: Version, *, classes: int) -> None:
 class _Counted:
     """The net, telling a progress bar of every forward pass."""
 
-    def __init__(self, net: nn.Module, bar: tqdm[Any]) -> None:
+    def __init__(self, net: nn.Module, bar: Bar) -> None:
         self.net, self.bar = net, bar
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -115,7 +115,7 @@ class _Counted:
 class _Log(logging.Handler):
     """Reads the library's log while it runs: which attack, what is left standing, and every warning."""
 
-    def __init__(self, bar: tqdm[Any], *, images: int, batch_size: int, targets: int) -> None:
+    def __init__(self, bar: Bar, *, images: int, batch_size: int, targets: int) -> None:
         super().__init__()
         self.bar, self.images, self.batch_size = bar, images, batch_size
         self.label = bar.desc if not bar.disable else ""

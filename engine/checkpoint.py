@@ -15,14 +15,13 @@ import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
-import safetensors
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from .errors import CheckpointError
+from .errors import CheckpointError, UsageError
 from .record import Record
 
 MODEL, STATE, RECORD, MANIFEST = "model.safetensors", "state.safetensors", "train.json", "MANIFEST.json"
@@ -47,9 +46,14 @@ class Checkpoint:
 
 
 class CheckpointStore:
-    """The checkpoints of one run."""
+    """The checkpoints of one run.
+
+    Raises:
+        UsageError: safetensors is not installed.
+    """
 
     def __init__(self, folder: Path) -> None:
+        _safetensors()  # fails now rather than after an epoch
         self.folder = folder
         self.rejected: list[str] = []  # what was found damaged while looking for the latest
 
@@ -59,13 +63,14 @@ class CheckpointStore:
 
     def save(self, step: int, *, model: Tensors, state: Tensors, record: Record) -> Path:
         """Writes one checkpoint: temporary folder, fsync, rename. A reader sees all of it or nothing."""
+        safetensors = _safetensors()
         target = self.path(step)
         temporary = self.folder / f"{target.name}.tmp-{os.getpid()}"
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         try:
-            save_file(_packed(model), temporary / MODEL)
-            save_file(_packed(state), temporary / STATE)
+            safetensors.torch.save_file(_packed(model), temporary / MODEL)
+            safetensors.torch.save_file(_packed(state), temporary / STATE)
             (temporary / RECORD).write_text(record.to_json())
             files = {name: _fingerprint(temporary / name) for name in (MODEL, STATE, RECORD)}
             (temporary / MANIFEST).write_text(json.dumps(files, indent=2) + "\n")
@@ -153,23 +158,23 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, net: nn.Module, prefix: 
 def load_optimizer(
     optimizer: torch.optim.Optimizer, net: nn.Module, prefix: str, tensors: Tensors, source: Path
 ) -> None:
-    """The inverse of `optimizer_tensors`: every parameter of the net gets its state back.
+    """The inverse of `optimizer_tensors`: every parameter of the net gets its state back, in place where it has one.
 
     Raises:
         CheckpointError: a tensor is missing, or of another shape or dtype than its parameter.
     """
     for name, parameter in net.named_parameters():
-        state = {}
+        state = optimizer.state[parameter]
         for key in _state_keys(optimizer):
             value = tensors.get(f"{prefix}/{name}/{key}")
-            # Adam counts its steps on the CPU; moments lie where their parameter lies, in its memory format.
-            like = torch.zeros(()) if key == "step" else parameter.detach()
+            # Adam counts its steps on the CPU, or on the device if it is fused; moments lie where their parameter lies,
+            # in its memory format.
+            place = parameter.device if optimizer.param_groups[0].get("fused") else "cpu"
+            like = torch.zeros((), device=place) if key == "step" else parameter.detach()
             if value is None or value.shape != like.shape or value.dtype != like.dtype:
                 found = "no tensor" if value is None else f"{value.dtype} {tuple(value.shape)} as"
                 raise CheckpointError(f"{source} has {found} '{prefix}/{name}/{key}': it is of another run or damaged")
-            state[key] = torch.empty_like(like).copy_(value)
-        if state:
-            optimizer.state[parameter] = state
+            state.setdefault(key, torch.empty_like(like)).copy_(value)
 
 
 def _state_keys(optimizer: torch.optim.Optimizer) -> tuple[str, ...]:
@@ -185,10 +190,20 @@ def _packed(tensors: Tensors) -> Tensors:
 
 
 def _load(path: Path) -> Tensors:
+    safetensors = _safetensors()
     try:
-        return load_file(path)
+        return safetensors.torch.load_file(path)
     except (OSError, safetensors.SafetensorError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from None
+
+
+def _safetensors() -> ModuleType:
+    """The library, imported where it is used: a run in memory needs none."""
+    try:
+        import safetensors.torch
+    except ModuleNotFoundError:
+        raise UsageError("reading and writing checkpoints needs safetensors: pip install safetensors") from None
+    return safetensors
 
 
 def _fingerprint(path: Path) -> dict[str, Any]:

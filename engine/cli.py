@@ -8,7 +8,6 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from importlib import metadata
 from pathlib import Path
 from typing import Annotated
 
@@ -16,6 +15,7 @@ import tyro
 
 from ..loaders import REGISTRY, DataError, DatasetName, prepare
 from . import console, recipes
+from .environment import own_version
 from .errors import Diverged, EvaluationError, Stopped, UsageError
 from .evaluation import ATTACKS, AttackName, evaluate
 from .methods import METHODS, method_options
@@ -228,7 +228,7 @@ def run(argv: Sequence[str]) -> int:
         console.line(HELP)
         return DONE if argv else WRONG_USE
     if argv[0] == "--version":
-        console.line(metadata.version("hardfast"))
+        console.line(own_version())
         return DONE
     try:
         if argv[0] not in COMMANDS:

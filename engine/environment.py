@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from .errors import UsageError
+from .execution import Execution
 
 
 def choose_device(name: str) -> tuple[torch.device, str]:
@@ -35,8 +36,14 @@ def choose_device(name: str) -> tuple[torch.device, str]:
     return device, "as asked"
 
 
-def describe_environment(device: torch.device) -> dict[str, Any]:
-    """What environment.json holds. `numerics` decides whether a resumed run is bit-exact."""
+def describe_environment(device: torch.device, execution: Execution | None = None) -> dict[str, Any]:
+    """What environment.json holds. `numerics` decides whether a resumed run is bit-exact.
+
+    Args:
+        device: where the work is done.
+        execution: how steps are executed; by default eagerly in fp32.
+    """
+    execution = Execution(device=device) if execution is None else execution
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "git": git_revision(),
@@ -48,15 +55,30 @@ def describe_environment(device: torch.device) -> dict[str, Any]:
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu {platform.machine()}",
             "cuda": torch.version.cuda if device.type == "cuda" else None,
             "cpu": torch.backends.cpu.get_cpu_capability(),
-            "hardfast": metadata.version("hardfast"),
+            "hardfast": own_version(),
             "threads": torch.get_num_threads(),
-            "precision": "float32",
+            "precision": execution.precision,
             "memory_format": "channels_last",
-            "execution": "eager",
-            "tf32": device.type == "cuda" and torch.backends.cudnn.allow_tf32,
+            "execution": execution.mode,
+            "tf32": device.type == "cuda" and execution.tf32,
+            "pad_channels": execution.pad_channels,
             "deterministic": torch.are_deterministic_algorithms_enabled(),
         },
     }
+
+
+def own_version() -> str:
+    """The version of hardfast as it is installed; `source tree` where it is not."""
+    try:
+        return metadata.version("hardfast")
+    except metadata.PackageNotFoundError:
+        return "source tree"
+
+
+def wait_for(device: torch.device) -> None:
+    """Until a GPU has done all it was given; at once on a CPU."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def gpu_state(device: torch.device) -> dict[str, str | float | None]:

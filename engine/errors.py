@@ -9,6 +9,10 @@ class CheckpointError(UsageError):
     """A checkpoint is missing, damaged, or of another net."""
 
 
+class CaptureError(RuntimeError):
+    """A step cannot be captured as a CUDA graph."""
+
+
 class Stopped(Exception):
     """A signal asked for a stop, and everything is saved. The command exits 75."""
 

@@ -22,9 +22,9 @@ from .attacks import GradientAttack, gradient_attacks
 from .checkpoint import Checkpoint
 from .environment import choose_device
 from .errors import EvaluationError, UsageError
+from .gradients import attack_loss, input_gradient
 from .recipes import Recipe
 from .run_folder import RunFolder, Which, restored_model, write_whole
-from .step import input_gradient
 from .threat import format_pixels, parse_pixels
 
 AttackName = Literal["clean", "fgsm", "pgd-10", "pgd-20", "pgd-50", "cw", "apgd", "aa"]
@@ -206,7 +206,7 @@ def check_net(net: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
             f"images must be float32 in [0, 1], not {images.dtype} in [{images.min():.3g}, {images.max():.3g}]: put "
             "normalisation inside the net"
         )
-    gradient, logits = input_gradient(net, images, labels)
+    gradient, logits = input_gradient(attack_loss(net), images, labels)
     if logits.dtype != torch.float32:
         raise UsageError(f"the net returns {logits.dtype}: attack in full precision, without autocast")
     if not logits.isfinite().all():

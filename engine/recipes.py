@@ -7,15 +7,15 @@ from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Annotated, Literal
 
-import tyro
-
 from ..loaders import DataOptions
 from . import strict_json
+from .classifier import AttackBN
 from .errors import UsageError
+from .execution import ExecutionOptions
+from .markers import HIDDEN
 from .methods import FgsmSdiOptions, MethodOptions
 from .models import ModelOptions
 from .schedule import ScheduleOptions
-from .step import AttackBN
 from .threat import parse_pixels
 
 
@@ -45,9 +45,9 @@ class OptimizerOptions:
 class Recipe:
     """Everything that decides a run's result."""
 
-    name: Annotated[str, tyro.conf.Suppress] = "digits"
+    name: Annotated[str, HIDDEN] = "digits"
 
-    about: Annotated[str, tyro.conf.Suppress] = ""
+    about: Annotated[str, HIDDEN] = ""
 
     epsilon: str = "8/255"
     """Radius of the L-infinity ball, in grey levels over 255."""
@@ -65,7 +65,9 @@ class Recipe:
     """Project training images onto [0, 1] as well as onto the ball; evaluation always does."""
 
     attack_bn: AttackBN = "train"
-    """The classifier's mode while an attack is crafted: train updates its BN statistics in every pass."""
+    """The classifier's BatchNorm while an attack is crafted. train: by the batch's statistics, which update the running
+    ones in every pass, as the papers do. eval: by the running ones, merged into the convolutions, which is faster and
+    gives other robust accuracies."""
 
     crop_padding: int = 4
     """Zero padding in pixels for the random crop; 0 is none."""
@@ -87,6 +89,7 @@ class Recipe:
     model: ModelOptions = field(default_factory=ModelOptions)
     optimizer: OptimizerOptions = field(default_factory=OptimizerOptions)
     schedule: ScheduleOptions = field(default_factory=ScheduleOptions)
+    execution: ExecutionOptions = field(default_factory=ExecutionOptions)
 
     def __post_init__(self) -> None:
         parse_pixels(self.epsilon, "epsilon")

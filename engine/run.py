@@ -2,40 +2,38 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..loaders import Dataset, Loader, ResidentLoader
+from .capture import CapturedStep, rewound
 from .checkpoint import MODEL, STATE, Checkpoint, CheckpointStore, load_optimizer, load_strictly, optimizer_tensors
-from .errors import CheckpointError
-from .methods import Setting
-from .models import NetShape, build_model, channels_last, seeded_initialisation
+from .classifier import Classifier, placed
+from .environment import wait_for
+from .errors import CaptureError, CheckpointError
+from .execution import Execution, choose_execution
+from .methods import Position, Setting
+from .models import NetShape, PaddedConv2d, build_model, seeded_initialisation
+from .optimizers import make_sgd, set_learning_rate
 from .recipes import Recipe
 from .record import Best, Counters, Record
+from .schedule import learning_rate, momentum
+from .step import Step, Tally, TrainingStep
 from .threat import parse_pixels
 
 
-class Tally:
-    """Loss and accuracy of the current epoch, summed on the device so that no step waits for it."""
+@dataclass(frozen=True, slots=True)
+class Preparation:
+    """Seconds spent before the first step."""
 
-    def __init__(self, device: torch.device) -> None:
-        self.sums = torch.zeros(3, dtype=torch.float64, device=device)  # loss, right answers, images
-
-    def add(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
-        """Counts one batch: its mean loss [] and its logits [N, K] on the adversarial images."""
-        right = (logits.argmax(dim=1) == labels).sum()
-        self.sums += torch.stack([loss * len(labels), right, torch.full_like(right, len(labels))]).to(self.sums)
-
-    def read(self) -> tuple[float, float]:
-        """(mean loss, accuracy in percent); waits for the device."""
-        loss, right, images = self.sums.tolist()
-        return loss / max(images, 1), 100 * right / max(images, 1)
-
-    def clear(self) -> None:
-        """Begins a new epoch."""
-        self.sums.zero_()
+    warmup: float  # the first step of each kind, with its compilation
+    capture: float  # of the CUDA graphs
 
 
 class Run:
@@ -45,28 +43,39 @@ class Run:
         recipe: what to train.
         data: the opened data set.
         device: where everything lies.
+        execution: how steps are executed; by default as the recipe says.
+
+    Attributes:
+        step: trains on one batch: a `TrainingStep`, or that step as CUDA graphs.
+        prepared: what compiling and capturing took; None before `prepare`, and where there is nothing to prepare.
     """
 
-    def __init__(self, recipe: Recipe, data: Dataset, device: torch.device) -> None:
+    def __init__(
+        self, recipe: Recipe, data: Dataset, device: torch.device, *, execution: Execution | None = None
+    ) -> None:
         self.recipe, self.data, self.device = recipe, data, device
         self.shape = NetShape(num_classes=data.num_classes, in_channels=data.image_shape[2])
+        if execution is None:
+            execution = choose_execution(recipe.execution, device, uncapturable=_uncapturable(recipe))
+        self.execution = execution
         net = seeded_initialisation(partial(build_model, recipe.model, self.shape), recipe.seed)
-        self.net = channels_last(net.to(device))
+        self.net = placed(net, execution, channels=self.shape.in_channels, tile=4).train()
+        self.classifier = Classifier(
+            self.net, attack_bn=recipe.attack_bn, label_smoothing=recipe.label_smoothing, execution=execution
+        )
         self.epsilon = parse_pixels(recipe.epsilon, "epsilon")
         self.method = recipe.method.build(
             Setting(
-                net=self.net,
+                classifier=self.classifier,
                 epsilon=self.epsilon,
                 box=recipe.box,
-                attack_bn=recipe.attack_bn,
-                label_smoothing=recipe.label_smoothing,
                 seed=recipe.seed,
                 channels=self.shape.in_channels,
-                device=device,
             )
         )
-        self.optimizer = torch.optim.SGD(
-            self.net.parameters(),
+        self.optimizer = make_sgd(
+            self.net,
+            execution,
             lr=recipe.optimizer.lr,
             momentum=recipe.optimizer.momentum,
             weight_decay=recipe.optimizer.weight_decay,
@@ -81,11 +90,90 @@ class Run:
         )
         self.at = Counters(epoch=0, step=0, total=0, step_seconds=0.0, wall_seconds=0.0)
         self.tally = Tally(device)
+        self.step: Step = self._training_step()
+        if execution.capture:
+            self.step = CapturedStep(self.step, self.method.kind, self.rewind, device)
+        self.prepared: Preparation | None = None
         self.best: Best | None = None
         self.images_per_second = 0.0  # of the newest epoch, without evaluation and saving
 
+    def _training_step(self) -> TrainingStep:
+        return TrainingStep(self.method, self.classifier, self.optimizer, self.tally)
+
+    def prepare(self) -> str | None:
+        """Compiles, and captures as CUDA graphs, every kind of step, on the next batch; trains nothing.
+
+        Returns:
+            Why the step could not be captured, where that was wanted; it is not then.
+        """
+        if not (self.execution.compile or self.execution.capture):
+            return None
+        batch = next(self.loader.epoch(self.at.epoch, start=self.at.step))
+        kinds = {self.method.kind(place): place for place in (Position(0, i) for i in range(len(self.loader)))}
+        refused, warmup, capture = None, 0.0, 0.0
+        with self.execution.numerics():
+            if isinstance(self.step, CapturedStep):
+                try:
+                    for position in kinds.values():
+                        self.step.prepare(batch, position)
+                except CaptureError as error:
+                    refused = str(error)
+                    self.execution = replace(self.execution, capture=False, why=f"not captured: {refused}")
+                    self.step = self._training_step()
+                else:
+                    warmup, capture = self.step.warmup_seconds, self.step.capture_seconds
+            if not isinstance(self.step, CapturedStep):
+                began = time.perf_counter()
+                with self.rewind():
+                    for position in kinds.values():
+                        self.step(batch, position)
+                wait_for(self.device)
+                warmup = time.perf_counter() - began
+        self.prepared = Preparation(warmup, capture)
+        return refused
+
+    def slower_paths(self) -> list[str]:
+        """A line for every fast path that was asked for and cannot be taken."""
+        lines = []
+        twin = self.classifier.twin
+        if self.recipe.attack_bn == "eval":
+            norms = sum(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in self.net.modules())
+            why = f": {twin.unfolded}" if twin.unfolded else ", the others do not follow a convolution directly"
+            if len(twin.folded) < norms:
+                lines.append(f"attack-bn eval: {len(twin.folded)} of {norms} BatchNorms merged into convolutions{why}")
+        if self.execution.pad_channels and not any(isinstance(m, PaddedConv2d) for m in self.net.modules()):
+            lines.append("no convolution reads the image itself: its channels are not padded")
+        return lines
+
+    def learning_rate(self, step: int) -> float:
+        """Of one step of the run, counted from 0."""
+        return learning_rate(self.recipe.schedule, peak=self.recipe.optimizer.lr, **self._place(step))
+
+    def follow_schedule(self) -> None:
+        """Learning rate and momentum of the next step."""
+        set_learning_rate(self.optimizer, self.learning_rate(self.at.total))
+        self.optimizer.param_groups[0]["momentum"] = momentum(
+            self.recipe.schedule, base=self.recipe.optimizer.momentum, **self._place(self.at.total)
+        )
+
+    def _place(self, step: int) -> dict[str, int]:
+        return {"step": step, "steps_per_epoch": len(self.loader), "epochs": self.recipe.epochs}
+
+    @contextmanager
+    def rewind(self) -> Iterator[None]:
+        """Puts back, in place and when it ends, all that training steps inside it changed."""
+        scaler = self.classifier.scaler.tensors()
+        with rewound(lambda: {**self._in_place(), **{f"net/{k}": v for k, v in self.net.state_dict().items()}}):
+            yield
+        self.classifier.scaler.restore(scaler)
+
     def tensors(self) -> dict[str, Tensor]:
-        """All tensors but the classifier's: the method's nets and statistics, every optimiser, the tally."""
+        """All tensors but the classifier's: the method's nets and statistics, optimisers, the tally, the loss scale."""
+        scaler = {f"scaler/{name}": value for name, value in self.classifier.scaler.tensors().items()}
+        return {**self._in_place(), **scaler}
+
+    def _in_place(self) -> dict[str, Tensor]:
+        """Those of them that a step writes to where they lie."""
         found = {"tally": self.tally.sums, **optimizer_tensors(self.optimizer, self.net, "optimizer")}
         found.update(self._metrics())
         for name, net in self.method.nets().items():
@@ -125,6 +213,10 @@ class Run:
             if name not in state or state[name].shape != value.shape:
                 raise CheckpointError(f"{source} has no '{name}' of shape {tuple(value.shape)}: it is damaged")
             value.copy_(state[name])
+        scaler = {name: state.get(f"scaler/{name}") for name in self.classifier.scaler.tensors()}
+        if any(value is None or value.numel() != 1 for value in scaler.values()):
+            raise CheckpointError(f"{source} has no loss scale: it is of a run in another precision, or damaged")
+        self.classifier.scaler.restore({name: value for name, value in scaler.items() if value is not None})
         unknown = sorted(set(state) - set(self.tensors()))
         if unknown:
             raise CheckpointError(f"{source} has a tensor '{unknown[0]}' that this run has not")
@@ -132,3 +224,10 @@ class Run:
 
     def _metrics(self) -> dict[str, Tensor]:
         return {f"metrics/{name}": value for name, value in self.method.metrics().items()}
+
+
+def _uncapturable(recipe: Recipe) -> str | None:
+    """Why the steps of a recipe cannot be CUDA graphs, if they cannot."""
+    if recipe.schedule.cycle_momentum:
+        return "schedule.cycle-momentum changes the momentum from step to step, which a graph would freeze"
+    return None

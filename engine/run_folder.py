@@ -28,8 +28,9 @@ from .models import build_model, channels_last
 from .recipes import Recipe
 
 Which = Literal["best", "last"]
-# Fields of a recipe that do not decide a run's result: what a preset says of itself, and where the data lie.
-NOT_IDENTITY = {("", "about"), ("data", "root")}
+# Fields of a recipe that do not decide a run's result: what a preset says of itself, where the data lie, and how the
+# steps are executed (environment.json records it).
+NOT_IDENTITY = {("", "about"), ("data", "root"), ("execution", "mode"), ("execution", "pad_channels")}
 
 
 class RunFolder:

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
-from typing import Any, TypeVar
-
-import pydantic
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from .errors import UsageError
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
 
 Kind = TypeVar("Kind")
 
 
 def dump(value: Any) -> str:
-    """A dataclass as indented JSON, every field written out."""
-    return json.dumps(pydantic.TypeAdapter(type(value)).dump_python(value, mode="json"), indent=2) + "\n"
+    """A dataclass as indented JSON, every field written out.
+
+    Raises:
+        UsageError: pydantic is not installed.
+    """
+    return json.dumps(_adapter(type(value)).dump_python(value, mode="json"), indent=2) + "\n"
 
 
 def load(kind: type[Kind], text: str, source: str, *, error: type[UsageError], fix: str) -> Kind:
@@ -29,10 +34,14 @@ def load(kind: type[Kind], text: str, source: str, *, error: type[UsageError], f
 
     Raises:
         error: naming the first field that is missing, unknown or of another type.
+        UsageError: pydantic is not installed.
     """
+    adapter = _adapter(kind)
+    from pydantic import ValidationError
+
     try:
-        value = pydantic.TypeAdapter(kind).validate_json(text, strict=True, extra="forbid")
-    except pydantic.ValidationError as problem:
+        value = adapter.validate_json(text, strict=True, extra="forbid")
+    except ValidationError as problem:
         first = problem.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the file"
         raise error(f"{source}: {where}: {first['msg']}; {fix}") from None
@@ -40,6 +49,15 @@ def load(kind: type[Kind], text: str, source: str, *, error: type[UsageError], f
     if missing is not None:
         raise error(f"{source}: {missing} is missing; {fix}")
     return value
+
+
+def _adapter(kind: type[Kind]) -> TypeAdapter[Kind]:
+    """What reads and writes a dataclass; pydantic is imported here alone, since training and timing need none."""
+    try:
+        from pydantic import TypeAdapter
+    except ModuleNotFoundError:
+        raise UsageError("reading and writing runs needs pydantic: pip install pydantic") from None
+    return TypeAdapter(kind)
 
 
 def _first_missing(wanted: Any, found: Any, name: str = "") -> str | None:

@@ -11,16 +11,14 @@ import torch
 
 from ..loaders import open_dataset
 from . import console
-from .environment import choose_device, describe_environment
+from .environment import choose_device, describe_environment, wait_for
 from .errors import CheckpointError, Diverged, EvaluationError, UsageError
 from .evaluation import evaluate_net
 from .methods import Position
 from .recipes import Recipe
 from .run import Run
 from .run_folder import RunFolder
-from .schedule import learning_rate, momentum
 from .signals import StopRequest
-from .step import descend
 
 REPORT_SECONDS = 0.5  # between two readings of the loss: each waits for the device
 
@@ -64,12 +62,15 @@ def train(recipe: Recipe, out: Path | str, *, device: str = "auto") -> Outcome:
             folder.create(recipe)
         done_before = run.at.total
         if run.at.epoch < recipe.epochs:
-            changed = folder.note_environment(describe_environment(target))
+            _prepare(run)
+            changed = folder.note_environment(describe_environment(target, run.execution))
             if run.at.total:
                 _announce_resumption(run, changed)
         while run.at.epoch < recipe.epochs and not stop.requested:
             began = time.perf_counter()
-            if train_epoch(run, stop):
+            with run.execution.numerics():
+                ended = train_epoch(run, stop)
+            if ended:
                 end_epoch(run, folder, began)
             else:
                 run.at.wall_seconds += time.perf_counter() - began
@@ -87,16 +88,8 @@ def train_epoch(run: Run, stop: StopRequest) -> bool:
     with console.bar(length * recipe.batch_size, label, "images", initial=at.step * recipe.batch_size) as bar:
         read = began = time.perf_counter()
         for batch in run.loader.epoch(at.epoch, start=at.step):
-            where = {"step": at.total, "steps_per_epoch": length, "epochs": recipe.epochs}
-            run.optimizer.param_groups[0]["lr"] = learning_rate(recipe.schedule, peak=recipe.optimizer.lr, **where)
-            run.optimizer.param_groups[0]["momentum"] = momentum(
-                recipe.schedule, base=recipe.optimizer.momentum, **where
-            )
-            x_adv = run.method.craft(batch, Position(at.epoch, at.step))  # lines 3 to 10
-            loss, logits = descend(
-                run.net, run.optimizer, x_adv, batch.label, label_smoothing=recipe.label_smoothing
-            )  # line 11
-            run.tally.add(loss, logits, batch.label)
+            run.follow_schedule()
+            run.step(batch, Position(at.epoch, at.step))  # lines 3 to 11
             at.step += 1
             at.total += 1
             bar.update(len(batch.label))
@@ -105,8 +98,7 @@ def train_epoch(run: Run, stop: StopRequest) -> bool:
                 read = time.perf_counter()
             if stop.requested:
                 break
-        if run.device.type == "cuda":
-            torch.cuda.synchronize(run.device)
+        wait_for(run.device)
         seconds = time.perf_counter() - began
     at.step_seconds += seconds
     run.images_per_second = (at.total - before) * recipe.batch_size / seconds
@@ -147,7 +139,7 @@ def end_epoch(run: Run, folder: RunFolder, began: float) -> None:
         {
             "epoch": at.epoch,
             "step": at.total,
-            "lr": run.optimizer.param_groups[0]["lr"],
+            "lr": run.learning_rate(at.total - 1),
             "loss": loss,
             "train_accuracy": accuracy,
             **{name: value.item() for name, value in run.method.metrics().items()},
@@ -173,9 +165,22 @@ def _announce(run: Run, why: str) -> None:
         f"({len(data.train):,} train, {len(data.heldout):,} held-out, {len(data.test):,} test images of "
         f"{height}x{width}, from {data.source})"
     )
-    tf32 = run.device.type == "cuda" and torch.backends.cudnn.allow_tf32
-    numbers = "float32 with convolutions in TF32" if tf32 else "float32"
-    console.line(f"device {run.device} ({why}), eager, {numbers}, channels-last, {torch.get_num_threads()} CPU threads")
+    console.line(f"device {run.device} ({why}), {run.execution.describe()}, {torch.get_num_threads()} CPU threads")
+    for line in run.slower_paths():
+        console.line(line)
+
+
+def _prepare(run: Run) -> None:
+    """Compiles and captures the steps, and says how long it took and what was not to be had."""
+    refused = run.prepare()
+    if refused is not None:
+        console.line(f"not captured as CUDA graphs ({refused}): {run.execution.mode} steps instead")
+    if run.prepared is not None:
+        took, prepared = run.prepared.warmup + run.prepared.capture, run.prepared
+        console.line(
+            f"steps prepared in {took:.1f} s: warm-up with compilation {prepared.warmup:.1f} s, capture "
+            f"{prepared.capture:.1f} s"
+        )
 
 
 def _restore(run: Run, folder: RunFolder) -> None:

@@ -28,6 +28,10 @@ class Batch:
         """The image as a logical NCHW tensor in channels-last memory format; no copy."""
         return self.image.permute(0, 3, 1, 2)
 
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """All of them, in the order of the fields."""
+        return self.index, self.image, self.label, self.key
+
 
 class Loader(Protocol):
     """A source of training batches in an order that is a function of (seed, epoch)."""

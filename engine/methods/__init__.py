@@ -7,9 +7,8 @@ from __future__ import annotations
 
 from typing import Annotated, get_args
 
-import pydantic
-
 from ..errors import UsageError
+from ..markers import DISCRIMINATED
 from .base import Method, Position, Setting
 from .fgsm_rs import FgsmRsOptions
 from .fgsm_sdi import FgsmSdiOptions
@@ -29,9 +28,7 @@ __all__ = [
     "method_options",
 ]
 
-MethodOptions = Annotated[
-    FgsmSdiOptions | FgsmRsOptions | PgdAtOptions | StandardOptions, pydantic.Field(discriminator="name")
-]
+MethodOptions = Annotated[FgsmSdiOptions | FgsmRsOptions | PgdAtOptions | StandardOptions, DISCRIMINATED]
 METHODS = {options().name: options for options in get_args(get_args(MethodOptions)[0])}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal, NamedTuple
@@ -11,8 +12,10 @@ from torch import Tensor, nn
 
 from ...kernels import PixelBounds, pixel_bounds, random_start
 from ...loaders import Batch
+from ..classifier import Classifier
 from ..errors import UsageError
-from ..step import AttackBN, batch_norm_mode, projected_ascent
+from ..gradients import projected_ascent
+from ..phases import phase
 
 
 class Position(NamedTuple):
@@ -26,25 +29,28 @@ class Position(NamedTuple):
 class Setting:
     """What every method is given: the classifier, the threat, and the choices that are open to all methods."""
 
-    net: nn.Module
+    classifier: Classifier
     epsilon: Fraction  # radius in [0, 1] pixel units
     box: bool  # whether x_adv must also lie in [0, 1]
-    attack_bn: AttackBN  # the classifier's mode while an attack is crafted
-    label_smoothing: float  # torch's definition, for every loss that moves weights
     seed: int
     channels: int  # of an image
-    dtype: torch.dtype = torch.float32  # of the images, the nets and the perturbations
-    device: torch.device | str = "cpu"
+    dtype: torch.dtype = torch.float32  # of the images, the weights and the perturbations
+
+    @property
+    def device(self) -> torch.device:
+        """Where everything lies."""
+        return self.classifier.execution.device
 
     def bounds(self) -> PixelBounds:
         """The exact table of the threat, in this setting's dtype and on its device."""
         return pixel_bounds(self.epsilon, box=self.box, dtype=self.dtype, device=self.device)
 
     def attack_from_noise(self, batch: Batch, *, steps: int, alpha: Fraction, bounds: PixelBounds) -> Tensor:
-        """x_adv after `steps` signed steps from uniform noise in the ball, the classifier in `attack_bn` mode."""
-        noise = random_start(batch.x, batch.index, key=batch.key, radius=self.epsilon, dtype=self.dtype)
-        with batch_norm_mode(self.net, self.attack_bn):
-            return projected_ascent(self.net, batch.x, batch.label, noise, steps=steps, alpha=alpha, bounds=bounds)
+        """x_adv after `steps` signed steps from uniform noise in the ball."""
+        with phase("adversarial gradient"):
+            noise = random_start(batch.x, batch.index, key=batch.key, radius=self.epsilon, dtype=self.dtype)
+            ascended = self.classifier.attack_loss
+            return projected_ascent(ascended, batch.x, batch.label, noise, steps=steps, alpha=alpha, bounds=bounds)
 
 
 class Method:
@@ -60,9 +66,14 @@ class Method:
     def craft(self, batch: Batch, position: Position) -> Tensor:
         """x_adv [N, C, H, W] in the setting's dtype, detached, for one clean batch.
 
-        May leave statistics of its own in `metrics`. Never leaves a gradient in the classifier's parameters.
+        May leave statistics of its own in `metrics`. Never leaves a gradient in the classifier's parameters, and never
+        waits for the device. What it does may depend on the position through `kind` alone.
         """
         raise NotImplementedError
+
+    def kind(self, position: Position) -> Hashable:
+        """Tells steps apart that do different work: each kind becomes a CUDA graph of its own."""
+        return "step"
 
     def nets(self) -> dict[str, nn.Module]:
         """Nets that belong to the method, by the name they are saved under."""

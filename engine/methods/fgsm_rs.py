@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Annotated, Literal
 
-import tyro
 from torch import Tensor
 
 from ...loaders import Batch
+from ..markers import HIDDEN
 from ..threat import parse_pixels
 from .base import Method, Position, Setting
 
@@ -21,7 +21,7 @@ from .base import Method, Position, Setting
 class FgsmRsOptions:
     """One step of FGSM from uniform noise in the ball."""
 
-    name: Annotated[Literal["fgsm-rs"], tyro.conf.Suppress] = "fgsm-rs"
+    name: Annotated[Literal["fgsm-rs"], HIDDEN] = "fgsm-rs"
 
     alpha: str | None = None
     """Step size, like 10/255; by default 1.25 times epsilon."""

@@ -12,24 +12,28 @@ from functools import partial
 from typing import Annotated, Literal
 
 import torch
-import torch.nn.functional as F
-import tyro
 from torch import Tensor, nn
 
 from ...kernels import GeneratorInputs, Purpose, generator_input, initial_point, signed_step, to_float
 from ...loaders import Batch
+from ..classifier import placed
 from ..errors import UsageError
-from ..models import GeneratorVariant, build_generator, channels_last, seeded_initialisation
-from ..step import batch_norm_mode, input_gradient
+from ..frozen import FrozenTwin
+from ..markers import HIDDEN
+from ..models import GeneratorResolution, GeneratorVariant, build_generator, seeded_initialisation
+from ..optimizers import make_adam
+from ..phases import phase
 from ..threat import parse_pixels
 from .base import Method, Position, Setting, check_count
+
+TILE = 8  # tensor cores want the channels of what the generator sees in multiples of this
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FgsmSdiOptions:
     """One step of FGSM from the point a small generator proposes, which is trained against the classifier."""
 
-    name: Annotated[Literal["fgsm-sdi"], tyro.conf.Suppress] = "fgsm-sdi"
+    name: Annotated[Literal["fgsm-sdi"], HIDDEN] = "fgsm-sdi"
 
     k: int = 20
     """The generator is updated on every k-th batch of an epoch, the first one included (Table II)."""
@@ -45,6 +49,9 @@ class FgsmSdiOptions:
 
     generator_width: int = 64
     """Hidden channels of the generator."""
+
+    generator_resolution: GeneratorResolution = "full"
+    """half: the generator works on images of half the side and its proposal is enlarged, for a quarter of its cost."""
 
     generator_lr: float = 1e-3
     """Adam's learning rate for the generator, constant over the run."""
@@ -71,46 +78,73 @@ class FgsmSdi(Method):
     def __init__(self, options: FgsmSdiOptions, setting: Setting) -> None:
         self.options, self.setting, self.bounds = options, setting, setting.bounds()
         self.alpha = setting.epsilon if options.alpha is None else parse_pixels(options.alpha, "method.alpha")
+        execution = setting.classifier.execution
         channels = setting.channels * (2 if options.inputs == "benign+grad" else 1)
-        build = partial(build_generator, options.generator, channels, setting.channels, options.generator_width)
-        generator = seeded_initialisation(build, setting.seed, Purpose.INITIALISE_GENERATOR)
-        self.generator = channels_last(generator.to(setting.device, setting.dtype)).eval()
-        self.optimizer = torch.optim.Adam(
-            self.generator.parameters(), lr=options.generator_lr, weight_decay=options.generator_weight_decay
+        build = partial(
+            build_generator,
+            options.generator,
+            channels,
+            setting.channels,
+            options.generator_width,
+            options.generator_resolution,
+        )
+        generator = seeded_initialisation(build, setting.seed, Purpose.INITIALISE_GENERATOR).to(setting.dtype)
+        self.generator = placed(generator, execution, channels=channels, tile=TILE).train()
+        self.twin = FrozenTwin(self.generator, training=False, half=execution.half)
+        self.seen_channels = -(-channels // TILE) * TILE if execution.pad_channels else channels
+        self.propose = execution.compiled(partial(self._generated, self.twin.net))
+        self.propose_with_gradient = execution.compiled(partial(self._generated, self.generator))
+        self.optimizer = make_adam(
+            self.generator, execution, lr=options.generator_lr, weight_decay=options.generator_weight_decay
         )
         self.generator_loss = torch.zeros((), dtype=setting.dtype, device=setting.device)
 
+    def kind(self, position: Position) -> bool:
+        """Whether the generator is updated."""
+        return position.step % self.options.k == 0
+
     def craft(self, batch: Batch, position: Position) -> Tensor:
-        s, x, y = self.setting, batch.x, batch.label
-        with batch_norm_mode(s.net, s.attack_bn):
-            gradient, _ = input_gradient(s.net, to_float(x, s.dtype), y)  # line 3; its sign is taken in the next line
-            seen = generator_input(x, gradient, inputs=self.options.inputs)
-            if position.step % self.options.k == 0:  # line 4
+        classifier, x, y = self.setting.classifier, batch.x, batch.label
+        with phase("clean gradient"):
+            gradient = classifier.input_gradient(to_float(x, self.setting.dtype), y)  # line 3; next, its sign is taken
+        with phase("generator"):
+            seen = generator_input(
+                x,
+                gradient,
+                inputs=self.options.inputs,
+                channels=self.seen_channels,
+                dtype=classifier.execution.half or self.setting.dtype,
+            )
+        if self.kind(position):  # line 4
+            with phase("generator update"):
                 self.update_generator(x, y, seen)  # lines 5 to 7
-            with torch.no_grad():
-                eta, start = initial_point(x, self.generator(seen), epsilon=s.epsilon)  # line 8
-            gradient, _ = input_gradient(s.net, start, y)
+        with phase("generator"), torch.no_grad():
+            self.twin.refresh()
+            eta, start = initial_point(x, self.propose(seen), epsilon=self.setting.epsilon)  # line 8
+        with phase("adversarial gradient"):
+            gradient = classifier.input_gradient(start, y)
             return signed_step(x, eta, gradient, alpha=self.alpha, bounds=self.bounds, keep_delta=False)  # line 9, 10
 
     def update_generator(self, x: Tensor, y: Tensor, seen: Tensor) -> None:
         """theta ascends L(f(x + delta), y), lines 5 to 7: through eta and the clip mask alone.
 
-        `autograd.grad` over theta's parameters asks the classifier's layers for input gradients only, and the sign
-        in delta is a constant, so d(delta)/d(eta) is 1 where the step was not clipped and 0 elsewhere.
+        The classifier's twin has no weight gradients, and the sign in delta is a constant, so d(delta)/d(eta) is 1
+        where the step was not clipped and 0 elsewhere.
         """
-        s = self.setting
-        self.generator.train()
-        eta, start = initial_point(x, self.generator(seen), epsilon=s.epsilon)
-        gradient, _ = input_gradient(s.net, start, y)
+        classifier = self.setting.classifier
+        eta, start = initial_point(x, self.propose_with_gradient(seen), epsilon=self.setting.epsilon)
+        gradient = classifier.input_gradient(start, y)
         x_adv = signed_step(x, eta, gradient, alpha=self.alpha, bounds=self.bounds, keep_delta=False)
-        loss = F.cross_entropy(s.net(x_adv), y, label_smoothing=s.label_smoothing)
-        theta = list(self.generator.parameters())
-        for parameter, ascent in zip(theta, torch.autograd.grad(loss, theta), strict=True):
-            parameter.grad = -ascent
-        self.optimizer.step()
+        loss = classifier.smoothed_loss(x_adv, y)
         self.optimizer.zero_grad(set_to_none=True)
-        self.generator.eval()
+        classifier.scaler.scale(-loss).backward()
+        classifier.scaler.step(self.optimizer)
         self.generator_loss.copy_(loss.detach())
+
+    def _generated(self, generator: nn.Module, seen: Tensor) -> Tensor:
+        with self.setting.classifier.execution.autocast():
+            raw: Tensor = generator(seen)
+        return raw
 
     def nets(self) -> dict[str, nn.Module]:
         return {"generator": self.generator}

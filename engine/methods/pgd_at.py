@@ -8,10 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-import tyro
 from torch import Tensor
 
 from ...loaders import Batch
+from ..markers import HIDDEN
 from ..threat import parse_pixels
 from .base import Method, Position, Setting, check_count
 
@@ -20,7 +20,7 @@ from .base import Method, Position, Setting, check_count
 class PgdAtOptions:
     """Several signed steps from uniform noise in the ball."""
 
-    name: Annotated[Literal["pgd-at"], tyro.conf.Suppress] = "pgd-at"
+    name: Annotated[Literal["pgd-at"], HIDDEN] = "pgd-at"
 
     steps: int = 10
     """Steps of the attack; each costs a forward and an input gradient."""

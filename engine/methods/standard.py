@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-import tyro
 from torch import Tensor
 
 from ...kernels import to_float
 from ...loaders import Batch
+from ..markers import HIDDEN
+from ..phases import phase
 from .base import Method, Position, Setting
 
 
@@ -17,7 +18,7 @@ from .base import Method, Position, Setting
 class StandardOptions:
     """Training on clean images: no attack, no options."""
 
-    name: Annotated[Literal["standard"], tyro.conf.Suppress] = "standard"
+    name: Annotated[Literal["standard"], HIDDEN] = "standard"
 
     def build(self, setting: Setting) -> Method:
         """The method for one classifier and threat."""
@@ -33,4 +34,5 @@ class Standard(Method):
         self.setting = setting
 
     def craft(self, batch: Batch, position: Position) -> Tensor:
-        return to_float(batch.x, self.setting.dtype)
+        with phase("data"):
+            return to_float(batch.x, self.setting.dtype)

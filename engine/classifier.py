@@ -1,0 +1,114 @@
+"""The classifier and the three passes that a training step makes through it, in one execution and precision."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .execution import Execution
+from .frozen import FrozenTwin
+from .gradients import at_least_float32, attack_loss, input_gradient
+from .models import Net, channels_last, pad_stem
+from .optimizers import LossScaler
+
+AttackBN = Literal["train", "eval"]
+
+
+def placed(net: Net, execution: Execution, *, channels: int, tile: int) -> Net:
+    """A net on the execution's device in channels-last memory format, its first convolution padded where that is on.
+
+    Args:
+        net: on any device.
+        execution: where it shall run, and how.
+        channels: of its input.
+        tile: what the number of channels is padded to a multiple of: 4 for images, 8 for the generator.
+    """
+    net = channels_last(net.to(execution.device))
+    if execution.pad_channels:
+        pad_stem(net, channels, -(-channels // tile) * tile)
+    return net
+
+
+class Classifier:
+    """A net being trained, as methods see it.
+
+    Attacks go through a frozen twin of the net, so that no attack pass computes a weight gradient, compiled or not.
+
+    Args:
+        net: in its final place and memory format, in train mode while it is trained.
+        attack_bn: the twin's mode. "train" updates the BatchNorm statistics in every attack pass; "eval" uses the
+            running ones, merged into the convolutions.
+        label_smoothing: torch's definition, for the losses that move weights.
+        execution: how the passes are executed.
+
+    Attributes:
+        twin: what attacks see; `begin_step` brings it up to date.
+        scaler: of the losses that move weights.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        *,
+        attack_bn: AttackBN = "train",
+        label_smoothing: float = 0.0,
+        execution: Execution | None = None,
+    ) -> None:
+        self.net, self.label_smoothing = net, label_smoothing
+        self.execution = Execution() if execution is None else execution
+        fold = attack_bn == "eval"
+        self.twin = FrozenTwin(net, training=attack_bn == "train", half=self.execution.half, fold=fold)
+        self.scaler = LossScaler(self.execution)
+        compiled = self.execution.compiled
+        self.attack_loss = compiled(attack_loss(self._logits_of_twin))
+        self._smoothed_loss_of_twin = compiled(self._smoothed_loss_at)
+        self._training_loss = compiled(self._loss_of_net)
+
+    def begin_step(self) -> None:
+        """Before the first attack pass of a step: the twin's copies of the weights follow the net's."""
+        self.twin.refresh()
+
+    def input_gradient(self, x: Tensor, labels: Tensor) -> Tensor:
+        """The gradient of the summed cross entropy at x (float [N, C, H, W]); two units."""
+        gradient, _ = input_gradient(self.attack_loss, x, labels)
+        return gradient
+
+    def smoothed_loss(self, x: Tensor, labels: Tensor) -> Tensor:
+        """The mean smoothed cross entropy at x, to be differentiated in x alone; two units with its gradient."""
+        return self._smoothed_loss_of_twin(x, labels)
+
+    def descend(self, optimizer: torch.optim.Optimizer, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """One step of w against the mean smoothed cross entropy at x: line 11 of Algorithm 3. Costs three units.
+
+        Args:
+            optimizer: of the net.
+            x: float [N, C, H, W] in [0, 1].
+            labels: int64 [N].
+
+        Returns:
+            (loss, logits [N, K]), both detached and on the device.
+        """
+        optimizer.zero_grad(set_to_none=True)
+        loss, logits = self._training_loss(x, labels)
+        self.scaler.scale(loss).backward()
+        self.scaler.step(optimizer)
+        self.scaler.update()
+        return loss.detach(), logits
+
+    def _logits_of_twin(self, x: Tensor) -> Tensor:
+        with self.execution.autocast():
+            logits: Tensor = self.twin.net(x)
+        return logits
+
+    def _smoothed_loss_at(self, x: Tensor, labels: Tensor) -> Tensor:
+        logits = at_least_float32(self._logits_of_twin(x))
+        return F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
+
+    def _loss_of_net(self, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        with self.execution.autocast():
+            logits = self.net(x)
+        logits = at_least_float32(logits)
+        return F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing), logits.detach()
