@@ -7,6 +7,8 @@ AA_SAMPLES ?= 200
 UV_VERSION := 0.13.9
 BIN := $(VENV)/bin
 SOURCES := engine kernels loaders bench
+# The source tree as the import package `hardfast`, for machines on which nothing is installed.
+TREE := .tree
 # Two test processes of one thread each are twice as fast as one of two, and do not slow down on a busy machine.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal --benchmark-disable
 
@@ -44,6 +46,16 @@ test-night: check system ## every test that runs without a GPU
 test-gpu: install ## the tests that need a CUDA device
 	TRITON_INTERPRET=0 $(BIN)/python -m pytest -m gpu
 
+.PHONY: gpu
+gpu: tree ## GPU tests and benchmarks where nothing is installed but torch: PARTS="tests step", all by default
+	@PYTHONPATH=$(CURDIR)/$(TREE) $(or $(wildcard $(BIN)/python),$(PYTHON)) \
+	  -m hardfast.bench.gpu --parts $(PARTS) $(GPU_OPTIONS)
+
+.PHONY: tree
+tree: ## the source tree as the package hardfast: PYTHONPATH=.tree python3 -m hardfast.bench.gpu --help
+	@mkdir -p $(TREE)/hardfast
+	@ln -sfn $(addprefix ../../,$(SOURCES)) $(TREE)/hardfast
+
 .PHONY: mutants
 mutants: install ## plants defects in the kernels, one after the other, and counts those that the tests find (an hour)
 	@mkdir -p runs
@@ -78,4 +90,4 @@ bench-cpu: install ## times the kernels' CPU implementations; fails where one is
 
 .PHONY: clean
 clean: ## removes what was installed and built, and no run
-	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) build $(TREE) *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

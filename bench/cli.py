@@ -14,12 +14,14 @@ import tyro
 from ..engine import console, recipes
 from ..engine.errors import UsageError
 from ..engine.evaluation import AttackName
+from ..engine.execution import Precision
 from ..engine.models import ModelName
 from ..engine.parsing import parse, recipe_name
 from ..engine.recipes import Recipe
 from ..engine.run_folder import write_whole
 from . import machine_code
 from .kernels import bench_kernels
+from .loaders import ROUNDS, LoaderWorkload, bench_loaders
 from .methods import compare_methods
 from .step import NAMES, Workload, bench_step
 
@@ -178,6 +180,75 @@ def run_bench_step(argv: Sequence[str]) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
+class BenchLoadersArguments:
+    """Times every loader's epoch on random images, and a training step of FGSM-SDI with and without the loader, in turn
+    in one process: what share of the step a batch is, and what the loader adds to it.
+
+    On a GPU also images per second. On a CPU ratios only.
+    """
+
+    loaders: Annotated[tuple[str, ...], tyro.conf.arg(metavar="[NAME ...]")] = ()
+    """Only some of the loaders, of which there is one so far: resident."""
+
+    model: ModelName = "resnet18"
+    """Classifier of the step."""
+
+    batch: int = 128
+    """Images in a batch."""
+
+    image_size: int = 32
+    """Side of an image in pixels."""
+
+    images: int | None = None
+    """Images in the data set; by default as many as 1 GiB holds, at most 50,000, and on a CPU four batches."""
+
+    precision: Precision = "fp32"
+    """Of the step, as in training."""
+
+    k: int = 20
+    """Every k-th step updates the generator; as many steps are timed at once."""
+
+    generator_width: int = 64
+    """Hidden channels of the generator."""
+
+    rounds: int = ROUNDS
+    """How often everything is timed, for the median and the 20th and 80th percentile."""
+
+    csv: str | None = None
+    """Also write the rows to this file: times, shares, device, clocks and versions."""
+
+    json: str | None = None
+    """Also write the rows to this file, as a list of objects with the columns of the CSV."""
+
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+
+
+def run_bench_loaders(argv: Sequence[str]) -> None:
+    """hardfast bench loaders [options]"""
+    asked = parse(BenchLoadersArguments, argv, "hardfast bench loaders")
+    workload = LoaderWorkload(
+        model=asked.model,
+        batch=asked.batch,
+        image_size=asked.image_size,
+        images=asked.images,
+        precision=asked.precision,
+        k=asked.k,
+        generator_width=asked.generator_width,
+    )
+    table = bench_loaders(
+        workload,
+        loaders=asked.loaders,
+        device=asked.device,
+        rounds=asked.rounds,
+        csv=None if asked.csv is None else Path(asked.csv),
+        json=None if asked.json is None else Path(asked.json),
+    )
+    console.line()
+    console.line(table)
+
+
+@dataclass(frozen=True, kw_only=True)
 class BenchMachineCodeArguments:
     """Compiles every kernel for V100, A100 and H100 (sm_70, sm_80, sm_90) and reads registers, spills and the widths of
     its memory accesses from the machine code. Needs no GPU.
@@ -208,6 +279,7 @@ BENCHMARKS: dict[str, Callable[[Sequence[str]], None]] = {
     "methods": run_bench_methods,
     "kernels": run_bench_kernels,
     "step": run_bench_step,
+    "loaders": run_bench_loaders,
     "machine-code": run_bench_machine_code,
 }
 
@@ -215,7 +287,7 @@ BENCHMARKS: dict[str, Callable[[Sequence[str]], None]] = {
 def run_bench(argv: Sequence[str]) -> None:
     """hardfast bench NAME [options]"""
     if argv[:1] in (["-h"], ["--help"]):
-        console.line("hardfast bench methods RECIPE --out DIR | kernels | step | machine-code; each has a --help")
+        console.line(f"hardfast bench {' | '.join(BENCHMARKS)}; each has a --help, methods needs RECIPE --out DIR")
         return
     if not argv or argv[0] not in BENCHMARKS:
         raise UsageError(

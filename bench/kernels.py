@@ -14,7 +14,6 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from ..engine import console
 from ..engine.environment import choose_device, describe_environment, gpu_state
 from ..engine.errors import UsageError
 from .kernel_cases import CASES, Case, Problem, Shape
-from .rows import write_rows
+from .rows import place_columns, write_rows
 from .timing import GraphTimer, Rotation, Spread, interleaved, wall_seconds
 
 GPU_SHAPES, CPU_SHAPES = ("128x32", "512x32", "1024x32", "128x64", "64x224"), ("16x32",)
@@ -266,13 +265,7 @@ def _columns(row: KernelRow, environment: dict[str, Any], on_gpu: bool) -> dict[
         "gb_per_s": _rounded(row.bytes / spread.median / 1e9) if spread and on_gpu else None,
         "of_copy": None if row.of_copy is None else _rounded(row.of_copy),
         "failure": row.failure,
-        "date": environment["date"],
-        "git": environment["git"],
-        "device": environment["numerics"]["device"],
-        **row.state,
-        "torch": environment["numerics"]["torch"],
-        "triton": metadata.version("triton"),
-        "cuda": environment["numerics"]["cuda"],
+        **place_columns(environment, row.state),
     }
 
 

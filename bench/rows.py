@@ -9,7 +9,31 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+import triton
+
 from ..engine.run_folder import write_whole
+
+
+def place_columns(environment: Mapping[str, Any], state: Mapping[str, Any]) -> dict[str, Any]:
+    """The columns that say when, where and with what a row was measured.
+
+    Args:
+        environment: from `describe_environment`.
+        state: of the GPU just after the timing, from `gpu_state`.
+    """
+    numerics = environment["numerics"]
+    return {
+        "date": environment["date"],
+        "git": environment["git"],
+        "device": numerics["device"],
+        "threads": numerics["threads"],
+        **state,
+        "torch": numerics["torch"],
+        "triton": triton.__version__,
+        "cuda": numerics["cuda"],
+        "cudnn": None if numerics["cuda"] is None else torch.backends.cudnn.version(),
+    }
 
 
 def write_rows(rows: Sequence[Mapping[str, Any]], *, csv: Path | None, json: Path | None) -> None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import http.client
 import os
+import sys
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
-
-from tqdm import tqdm
 
 from .errors import DataError
 
@@ -49,14 +49,27 @@ def fetch(url: str, target: Path, *, check: Callable[[Path], object]) -> None:
 def _transfer(url: str, file: IO[bytes], label: str) -> None:
     with urllib.request.urlopen(url, timeout=TIMEOUT_SECONDS) as response:
         total = int(response.headers.get("Content-Length") or 0)
-        with tqdm(total=total or None, desc=label, unit="B", unit_scale=True, disable=None) as bar:
+        with _progress(total, label) as advance:
             received = 0
             while chunk := response.read(CHUNK):
                 file.write(chunk)
                 received += len(chunk)
-                bar.update(len(chunk))
+                advance(len(chunk))
         if total and received != total:
             raise OSError(f"the connection broke after {received} of {total} bytes")
+
+
+@contextmanager
+def _progress(total: int, label: str) -> Iterator[Callable[[int], object]]:
+    """What is told of every chunk: a bar on a terminal; a single line where tqdm is not installed."""
+    try:
+        from tqdm import tqdm
+    except ModuleNotFoundError:
+        sys.stderr.write(f"fetching {label}, {total or 'unknown number of'} bytes\n")
+        yield lambda received: None
+        return
+    with tqdm(total=total or None, desc=label, unit="B", unit_scale=True, disable=None) as bar:
+        yield bar.update
 
 
 def check_sha256(path: Path, *, sha256: str) -> None:

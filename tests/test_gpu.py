@@ -32,6 +32,8 @@ def test_references_are_bit_equal_on_both_devices() -> None:
 
 
 def test_the_digits_become_robust(tmp_path: Path) -> None:
+    for package in ("pydantic", "safetensors", "sklearn"):
+        pytest.importorskip(package)
     recipe = replace(recipes.get("digits"), epochs=15)
     assert train(recipe, tmp_path / "run", device="cuda").finished
     accuracy = evaluate(tmp_path / "run", attacks=("clean", "pgd-20"), device="cuda")["accuracy"]

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from pytest_benchmark.fixture import BenchmarkFixture
 
 from hardfast.bench.kernel_cases import CASES, Case, Shape
+
+pytest.importorskip("pytest_benchmark")
+from pytest_benchmark.fixture import BenchmarkFixture
 
 SHAPE = Shape(batch=128, size=32)
 

@@ -15,12 +15,14 @@ import torch
 from hardfast.bench.kernel_cases import CASES, Case, Problem, Shape
 from hardfast.bench.kernels import KernelRow, gpu_table, time_case
 from hardfast.bench.timing import Rotation, Spread
+
+pytest.importorskip("tyro")
 from hardfast.engine import cli
 
 COLUMNS = [
     *("kernel", "variant", "precision", "name", "batch", "image_size", "channels", "bytes", "sets"),
-    *("median_us", "p20_us", "p80_us", "gb_per_s", "of_copy", "failure", "date", "git", "device"),
-    *("power_limit_w", "sm_clock_mhz", "memory_clock_mhz", "driver", "torch", "triton", "cuda"),
+    *("median_us", "p20_us", "p80_us", "gb_per_s", "of_copy", "failure", "date", "git", "device", "threads"),
+    *("power_limit_w", "sm_clock_mhz", "memory_clock_mhz", "driver", "torch", "triton", "cuda", "cudnn"),
 ]
 MASKED = next(case for case in CASES if case.kernel == "masked")
 

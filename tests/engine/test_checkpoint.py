@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import safetensors
 import torch
 from torch import Tensor, nn
 
@@ -24,6 +23,8 @@ from hardfast.engine.checkpoint import (
 )
 from hardfast.engine.models import NetShape
 from hardfast.engine.record import Best, Counters, Record
+
+safetensors = pytest.importorskip("safetensors")
 
 
 def tensors(value: float = 1.0) -> dict[str, Tensor]:
@@ -83,7 +84,7 @@ def test_a_failed_save_leaves_the_others_and_nothing_half_written(
     def no_space(*args: object) -> None:
         raise safetensors.SafetensorError("Error while serializing: No space left on device")
 
-    monkeypatch.setattr("hardfast.engine.checkpoint.save_file", no_space)
+    monkeypatch.setattr("safetensors.torch.save_file", no_space)
     with pytest.raises(OSError, match="No space"):
         save(store, 2)
     assert [p.name for p in tmp_path.iterdir()] == ["step-00000001"]

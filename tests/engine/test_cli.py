@@ -12,12 +12,15 @@ import numpy as np
 import pytest
 import torch
 
-from hardfast.engine import cli, recipes
+from hardfast.engine import recipes
 from hardfast.engine.checkpoint import CheckpointStore
 from hardfast.engine.run_folder import RunFolder
 from hardfast.loaders import fashion_mnist
 
 from ..loaders.makers import SPECS, cifar_members, describe, fashion_files, write_cifar, write_idx
+
+pytest.importorskip("tyro")
+from hardfast.engine import cli
 
 
 def hardfast(*words: str) -> int:

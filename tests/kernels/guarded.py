@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from hypothesis import Phase, settings
 from torch import Tensor
 from triton.runtime import interpreter
 
 from hardfast.kernels.launch import Launch
 
 BAND = 256
-EXAMPLES = int(os.environ.get("HARDFAST_EXAMPLES", "300"))
-"""Hypothesis examples per kernel; `make test-night` asks for 10,000."""
-SHRINKS = os.environ.get("HARDFAST_SHRINK", "1") == "1"
-"""Whether a failing example is made smaller before it is shown: a mutant's killer need not be."""
-many = settings(max_examples=EXAMPLES, deadline=None, phases=[p for p in Phase if SHRINKS or p.name == "generate"])
 
 
 class Guards:

@@ -5,14 +5,13 @@ bfloat16 is left to `make test-gpu`: the interpreter truncates where hardware ro
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import Tensor
 
 from hardfast.kernels import Purpose, pixel_bounds, random_key, reference
@@ -23,8 +22,17 @@ from hardfast.kernels.noise import launch_random_start
 from hardfast.kernels.perturb import launch_masked, launch_signed_step
 from hardfast.kernels.pixels import launch_generator_input, launch_to_float
 
-from .guarded import guards, many, run_programs, same_bits
+from .guarded import guards, run_programs, same_bits
 
+pytest.importorskip("hypothesis")
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+
+EXAMPLES = int(os.environ.get("HARDFAST_EXAMPLES", "300"))
+"""Hypothesis examples per kernel; `make test-night` asks for 10,000."""
+SHRINKS = os.environ.get("HARDFAST_SHRINK", "1") == "1"
+"""Whether a failing example is made smaller before it is shown: a mutant's killer need not be."""
+many = settings(max_examples=EXAMPLES, deadline=None, phases=[p for p in Phase if SHRINKS or p.name == "generate"])
 LAST, CONTIGUOUS = torch.channels_last, torch.contiguous_format
 SPECIAL = [0.0, -0.0, 1e-45, -1e-45, 6e-8, -1e-38, 1e-4, -1.0, 9.01, -30.0, 3e38, torch.inf, -torch.inf, torch.nan]
 FLOATS = [torch.float32, torch.float16]

@@ -6,8 +6,6 @@ from fractions import Fraction
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor
 
 from hardfast.kernels import (
@@ -20,6 +18,10 @@ from hardfast.kernels import (
     signed_step,
     to_float,
 )
+
+pytest.importorskip("hypothesis")
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 EPSILON = Fraction(8, 255)
 LAST = torch.channels_last

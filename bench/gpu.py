@@ -1,0 +1,349 @@
+"""`make gpu`: the GPU tests, every benchmark and a short training, from a source tree in which nothing is installed.
+
+Each part is a process of its own with a limit, so that the crash or the hang of one loses nothing of the others. What a
+part says lies in runs/gpu/PART.log, its CSV and PNG files in bench/results/DEVICE/. The parts need torch, triton, numpy
+and scikit-learn; what cannot be done without another package is named and skipped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import faulthandler
+import importlib.util
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+from ..engine import console
+from ..engine.errors import UsageError
+from ..engine.execution import Precision
+from ..engine.models import ModelName
+
+OK, FAILED, WRONG_USE, SKIPPED = 0, 1, 2, 77
+LIMIT = 600.0
+RESULTS, QUICK_RESULTS = "bench/results", "runs/gpu/quick"
+SKIP_MARK = "skipped: "
+WORKLOADS: tuple[tuple[ModelName, int, tuple[int, ...]], ...] = (
+    ("resnet18", 32, (128, 512, 1024)),
+    ("preact_resnet18", 64, (128, 512)),
+    ("resnet50", 224, (128,)),
+)
+"""Models, their images' sides in pixels, and batches."""
+SHOWN_LINES = 12
+"""Of the log of a part that failed."""
+
+
+class Skipped(Exception):
+    """What cannot be done here, and why in one line."""
+
+
+class Failed(Exception):
+    """What went wrong in a part, in one line."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """What a part is given.
+
+    Attributes:
+        device: cuda, or cpu to try whether everything runs.
+        quick: tiny sizes, whose times mean nothing.
+        results: the folder for CSV and PNG files.
+    """
+
+    device: str
+    quick: bool
+    results: Path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What became of a part.
+
+    Attributes:
+        part: its name.
+        code: OK, FAILED or SKIPPED.
+        result: the same in words, with the reason.
+        seconds: it took.
+        files: that it wrote into the results.
+    """
+
+    part: str
+    code: int
+    result: str
+    seconds: float
+    files: list[str] = field(default_factory=list)
+
+
+def run_tests(job: Job) -> None:
+    """The tests marked `gpu`; on a CPU they are only collected."""
+    if not Path("tests").is_dir():
+        raise Skipped("no folder tests here: run it from the root of the source tree")
+    if importlib.util.find_spec("pytest") is None:
+        raise Skipped("pytest is not installed")
+    import pytest
+
+    code = pytest.main(["-m", "gpu", *(["--collect-only", "-q"] if job.device == "cpu" else [])])
+    if code != pytest.ExitCode.OK:
+        raise SystemExit(FAILED)  # pytest's own last line says enough
+
+
+def run_kernels(job: Job) -> None:
+    """`hardfast bench kernels`."""
+    from .kernels import bench_kernels
+
+    csv = job.results / "kernels.csv"
+    if job.quick:
+        table = bench_kernels(kernels=["masked"], shapes=["2x4"], rounds=2, device=job.device, csv=csv)
+    else:
+        table = bench_kernels(device=job.device, csv=csv)
+    console.line(table)
+
+
+def run_step(job: Job) -> None:
+    """`hardfast bench step` for several models and batches."""
+    from .step import NAMES, Workload, bench_step
+
+    workloads = [
+        Workload(model=model, batch=batch, image_size=size) for model, size, batches in WORKLOADS for batch in batches
+    ]
+    names: Sequence[str] = NAMES
+    rounds = 20
+    if job.quick:
+        workloads = [
+            Workload(model="resnet8", batch=4, image_size=8, k=2, generator_width=4),
+            Workload(model="resnet50", batch=2, image_size=32, k=2, generator_width=4),
+        ]
+        names, rounds = ("tuned-eager",), 2
+
+    def one(workload: Workload, file: str) -> str:
+        _check_model(workload.model)
+        return bench_step(workload, names=names, device=job.device, rounds=rounds, csv=job.results / file)
+
+    places = [f"{found.model}-{found.batch}x{found.image_size}" for found in workloads]
+    each({place: partial(one, found, f"step-{place}.csv") for place, found in zip(places, workloads, strict=True)})
+
+
+def run_loaders(job: Job) -> None:
+    """`hardfast bench loaders` for the models and batches of `run_step`."""
+    import torch
+
+    from .loaders import LoaderWorkload, bench_loaders
+
+    rounds = 10
+    if job.quick:
+        workloads = [LoaderWorkload(model="resnet8", batch=4, image_size=8, images=8, k=2, generator_width=4)]
+        rounds = 2
+    else:
+        precision: Precision = "bf16" if torch.cuda.get_device_capability() >= (8, 0) else "fp16"
+        workloads = [
+            LoaderWorkload(model=model, batch=batch, image_size=size, precision=precision)
+            for model, size, batches in WORKLOADS
+            for batch in batches
+        ]
+
+    def one(workload: LoaderWorkload, file: str) -> str:
+        _check_model(workload.model)
+        return bench_loaders(workload, device=job.device, rounds=rounds, csv=job.results / file)
+
+    places = [f"{found.model}-{found.batch}x{found.image_size}" for found in workloads]
+    each({place: partial(one, found, f"loaders-{place}.csv") for place, found in zip(places, workloads, strict=True)})
+
+
+PARTS: dict[str, Callable[[Job], None]] = {
+    "tests": run_tests,
+    "kernels": run_kernels,
+    "step": run_step,
+    "loaders": run_loaders,
+}
+
+
+def _check_model(name: ModelName) -> None:
+    if name == "resnet50" and importlib.util.find_spec("torchvision") is None:
+        raise Skipped("torchvision is not installed")
+
+
+def each(calls: Mapping[str, Callable[[], str]]) -> None:
+    """Makes the calls of a part and prints what they return; one that cannot be made or fails does not stop the others.
+
+    Raises:
+        Failed: naming those that failed, after the last one.
+    """
+    failures = []
+    for name, call in calls.items():
+        console.line(f"\n{name}")
+        try:
+            console.line(call())
+        except Skipped as why:
+            console.line(f"{SKIP_MARK}{name}: {why}")
+        except Exception as error:
+            traceback.print_exc()
+            failures.append(f"{name}: {type(error).__name__}: {str(error).partition(chr(10))[0]}")
+    if failures:
+        raise Failed("; ".join(failures))
+
+
+def run_here(part: str, job: Job, limit: float) -> int:
+    """One part in this process.
+
+    Returns:
+        OK, FAILED or SKIPPED; the last line on stdout or stderr says why.
+    """
+    faulthandler.enable()
+    faulthandler.dump_traceback_later(0.95 * limit, file=os.dup(2))  # where it hangs; pytest puts another file at 2
+    job.results.mkdir(parents=True, exist_ok=True)
+    try:
+        PARTS[part](job)
+    except Skipped as why:
+        console.line(f"{SKIP_MARK}{why}")
+        return SKIPPED
+    except (Failed, UsageError) as error:
+        console.error(str(error))
+        return FAILED
+    return OK
+
+
+def run_apart(part: str, command: Sequence[str], *, results: Path, log: Path, limit: float) -> Outcome:
+    """One part in a process of its own, of which nothing is left once the limit is over.
+
+    Args:
+        part: its name, for the outcome.
+        command: what is run.
+        results: the folder in which files that it writes or replaces are its results.
+        log: where its stdout and stderr go.
+        limit: seconds it may take.
+    """
+    before, began = _files(results), time.perf_counter()
+    environment = os.environ | {"PYTHONUNBUFFERED": "1", "TRITON_INTERPRET": "0"}
+    with log.open("wb") as file:
+        process = subprocess.Popen(
+            command, stdout=file, stderr=subprocess.STDOUT, env=environment, start_new_session=True
+        )
+        try:
+            code: int | None = process.wait(timeout=limit)
+        except subprocess.TimeoutExpired:
+            code = None
+        finally:
+            if process.poll() is None:  # also where we are interrupted
+                os.killpg(process.pid, signal.SIGKILL)  # with what it started
+                process.wait()
+    seconds = time.perf_counter() - began
+    files = [name for name, changed in _files(results).items() if before.get(name) != changed]
+    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    last = lines[-1] if lines else "it said nothing"
+    notes = [line.removeprefix(SKIP_MARK) for line in lines if line.startswith(SKIP_MARK)]
+    if code is None:
+        code, result = FAILED, f"over the limit of {limit:g} s"
+    elif code == SKIPPED:
+        result = last
+    elif code == OK:
+        result = "; ".join(["ok", *(f"{SKIP_MARK}{note}" for note in notes)])
+    else:
+        how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+        code, result = FAILED, f"failed ({how}): {last}"
+    return Outcome(part=part, code=code, result=result, seconds=seconds, files=files)
+
+
+def _files(folder: Path) -> dict[str, int]:
+    """The files in a folder, with the time of their last change."""
+    found = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in found}
+
+
+def device_name(device: str) -> str | None:
+    """What the GPU calls itself, `cpu` if that was asked for, None if there is no GPU.
+
+    Asked in another process: this one must not hold memory of the GPU on which the others measure.
+    """
+    if device == "cpu":
+        return "cpu"
+    program = "import torch; print(torch.cuda.get_device_name() if torch.cuda.is_available() else '')"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    return done.stdout.strip() or None
+
+
+def slug(name: str) -> str:
+    """`NVIDIA H100 80GB HBM3` as a folder's name: `h100-80gb-hbm3`."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-").removeprefix("nvidia-")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the parts and prints what became of each.
+
+    Returns:
+        0 if all parts are done or skipped, 1 if one failed or took too long, 2 for wrong use.
+    """
+    asked = _arguments(argv)
+    results = asked.results or (QUICK_RESULTS if asked.quick else RESULTS)
+    job = Job(device=asked.device, quick=asked.quick, results=Path(results))
+    unknown = [part for part in (*asked.parts, *asked.only) if part not in PARTS]
+    if unknown:
+        return _wrong(f"'{unknown[0]}' is not a part: choose from {', '.join(PARTS)}")
+    if asked.limit <= 0:
+        return _wrong(f"--limit must be a positive number of seconds, not {asked.limit:g}")
+    if asked.only:
+        return run_here(asked.only[0], job, asked.limit)
+    if job.device == "cpu" and not job.quick:
+        return _wrong("--device cpu needs --quick: only a GPU's times mean something")
+    name = device_name(job.device)
+    if name is None:
+        return _wrong("no CUDA device found: run it on a machine with a GPU, or try it with --device cpu --quick")
+    return _run_all(asked.parts or list(PARTS), job, name, logs=Path(asked.logs), limit=asked.limit)
+
+
+def _run_all(parts: Sequence[str], job: Job, device: str, *, logs: Path, limit: float) -> int:
+    results = job.results / slug(device)
+    logs.mkdir(parents=True, exist_ok=True)
+    console.line(f"{', '.join(parts)} on {device}: files in {results}, logs in {logs}, {limit:g} s for each part")
+    outcomes = []
+    for part in parts:
+        log = logs / f"{part}.log"
+        command = [sys.executable, "-m", "hardfast.bench.gpu", "--only", part, "--device", job.device]
+        command += ["--results", str(results), "--limit", f"{limit:g}", *(["--quick"] if job.quick else [])]
+        console.line(f"{part}: begins, log in {log}")
+        outcome = run_apart(part, command, results=results, log=log, limit=limit)
+        console.line(f"{part}: {outcome.result}, {outcome.seconds:.0f} s")
+        if outcome.code == FAILED:
+            for line in log.read_text(errors="replace").splitlines()[-SHOWN_LINES:]:
+                console.line(f"  | {line}")
+        outcomes.append(outcome)
+    rows = [[found.part, f"{found.seconds:.0f}", found.result, " ".join(found.files)] for found in outcomes]
+    console.line()
+    console.line("\n".join(_aligned([["part", "s", "result", "files"], *rows])))
+    return FAILED if any(outcome.code == FAILED for outcome in outcomes) else OK
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Columns of words, all left-aligned."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def _wrong(text: str) -> int:
+    console.error(f"hardfast.bench.gpu: {text}")
+    return WRONG_USE
+
+
+def _arguments(argv: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m hardfast.bench.gpu", description=__doc__)
+    parser.add_argument("--parts", nargs="*", default=[], metavar="PART", help=f"some of {' '.join(PARTS)}; or all")
+    parser.add_argument("--limit", type=float, default=LIMIT, help="seconds that a part may take (%(default)g)")
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu tries out whether all parts run")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes, whose times mean nothing")
+    about = f"CSV and PNG files go to RESULTS/DEVICE/ ({RESULTS}; {QUICK_RESULTS} with --quick)"
+    parser.add_argument("--results", help=about)
+    parser.add_argument("--logs", default="runs/gpu", help="folder of the parts' logs")
+    parser.add_argument("--only", nargs=1, default=[], metavar="PART", help="that part alone, in this process")
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
