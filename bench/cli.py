@@ -14,16 +14,17 @@ import tyro
 from ..engine import console, recipes
 from ..engine.errors import UsageError
 from ..engine.evaluation import AttackName
-from ..engine.execution import Precision
+from ..engine.execution import Mode, Precision
 from ..engine.models import ModelName
 from ..engine.parsing import parse, recipe_name
 from ..engine.recipes import Recipe
 from ..engine.run_folder import write_whole
 from . import machine_code
 from .kernels import bench_kernels
-from .loaders import ROUNDS, LoaderWorkload, bench_loaders
+from .loaders import ROUNDS, bench_loaders
 from .methods import compare_methods
-from .step import NAMES, Workload, bench_step
+from .step import bench_step
+from .variants import DEFAULT_NAMES, Workload
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,11 +142,22 @@ class BenchStepArguments:
     generator_width: int = 64
     """Hidden channels of the generator."""
 
-    names: Annotated[tuple[str, ...], tyro.conf.arg(metavar="[NAME ...]")] = NAMES
-    """Which steps; plain and fgsm-sdi are always among them."""
+    names: Annotated[tuple[str, ...], tyro.conf.arg(metavar="[NAME ...]")] = DEFAULT_NAMES
+    """Which steps; plain and fgsm-sdi are always among them. Two more of ours, which train another way:
+    fgsm-sdi-bn-eval (running BatchNorm statistics in the attacks, merged into the convolutions) and
+    fgsm-sdi-half-generator (the generator at half the resolution)."""
 
-    rounds: int = 20
-    """How often each step is timed, for the median and the 20th and 80th percentile."""
+    modes: Annotated[tuple[Mode, ...], tyro.conf.arg(metavar="[MODE ...]")] = ()
+    """How our steps are executed: captured, captured-eager, compiled, eager. The others are compared with the first. If
+    none is named: captured compiled eager on a GPU, eager on a CPU."""
+
+    precisions: Annotated[tuple[Precision, ...], tyro.conf.arg(metavar="[PRECISION ...]")] = ()
+    """Of our steps: bf16, fp16, fp32. If none is named: bf16 (fp16 on a V100) and fp32 on a GPU, fp32 on a CPU. The
+    tuned baselines take the first, the released ones fp32."""
+
+    rounds: int | None = None
+    """How often each step is timed, for the median and the 20th and 80th percentile; by default 50 times on a GPU, 20
+    on a CPU."""
 
     csv: str | None = None
     """Also write the rows to this file."""
@@ -170,6 +182,8 @@ def run_bench_step(argv: Sequence[str]) -> None:
     table = bench_step(
         workload,
         names=asked.names,
+        modes=asked.modes,
+        precisions=asked.precisions,
         device=asked.device,
         rounds=asked.rounds,
         csv=None if asked.csv is None else Path(asked.csv),
@@ -227,18 +241,18 @@ class BenchLoadersArguments:
 def run_bench_loaders(argv: Sequence[str]) -> None:
     """hardfast bench loaders [options]"""
     asked = parse(BenchLoadersArguments, argv, "hardfast bench loaders")
-    workload = LoaderWorkload(
+    workload = Workload(
         model=asked.model,
         batch=asked.batch,
         image_size=asked.image_size,
-        images=asked.images,
-        precision=asked.precision,
         k=asked.k,
         generator_width=asked.generator_width,
     )
     table = bench_loaders(
         workload,
         loaders=asked.loaders,
+        images=asked.images,
+        precision=asked.precision,
         device=asked.device,
         rounds=asked.rounds,
         csv=None if asked.csv is None else Path(asked.csv),

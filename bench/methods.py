@@ -21,7 +21,6 @@ from ..engine.methods import FgsmSdiOptions, Position, method_options
 from ..engine.recipes import Recipe
 from ..engine.run import Run
 from ..engine.run_folder import RunFolder
-from ..engine.step import descend
 from ..engine.trainer import train
 from ..loaders import open_dataset
 from .timing import Spread, interleaved_seconds, paired_ratio
@@ -126,16 +125,14 @@ def _step_ratios(variants: dict[str, Recipe], device: torch.device) -> dict[str,
 
 
 def _steps(recipe: Recipe, count: int, device: torch.device) -> Callable[[], None]:
-    """`count` whole training steps (craft and descend, without the loader) on batches of the recipe's data."""
+    """`count` whole training steps (without the loader) on batches of the recipe's data."""
     run = Run(recipe, open_dataset(recipe.data), device)
+    run.prepare()
     batches = list(islice(run.loader.epoch(0), count))
 
     def call() -> None:
-        run.net.train()
         for step in range(count):
-            batch = batches[step % len(batches)]
-            x_adv = run.method.craft(batch, Position(0, step))
-            descend(run.net, run.optimizer, x_adv, batch.label, label_smoothing=recipe.label_smoothing)
+            run.step(batches[step % len(batches)], Position(0, step))
 
     return call
 

@@ -2,52 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 from ..engine import console
 from ..engine.environment import choose_device, describe_environment, gpu_state
 from ..engine.errors import UsageError
-from ..engine.methods import FgsmSdiOptions, MethodOptions, Position, Setting, StandardOptions
-from ..engine.models import ModelName, ModelOptions, NetShape, build_generator, build_model, channels_last
-from ..engine.step import descend
-from ..kernels import random_key
-from ..loaders import Batch
-from .baselines import Parts, Released, Tuned
-from .rows import write_rows
+from ..engine.execution import ExecutionOptions, Mode, Precision, choose_execution
+from .rows import place_columns, write_rows
 from .timing import Spread, interleaved_seconds
+from .variants import BASELINES, DEFAULT_NAMES, NAMES, OURS, BuiltStep, Variant, Workload, build
 
-EPSILON = Fraction(8, 255)
-CLASSES, CHANNELS = 10, 3
-SMOOTHING = 0.1
-NAMES = ("plain", "fgsm-sdi", "released", "released-2022", "tuned-eager", "tuned-compiled")
-Step = Callable[[int], None]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Workload:
-    """What one table is measured on.
-
-    Attributes:
-        model: a name that `build_model` knows.
-        batch: images in a step.
-        image_size: side of an image in pixels.
-        k: every k-th step updates the generator.
-        generator_width: its hidden channels.
-    """
-
-    model: ModelName
-    batch: int
-    image_size: int
-    k: int = 20
-    generator_width: int = 64
+# Steps issued in a row in one timing: on a GPU enough that waiting for the device at both ends does not count.
+STEPS_IN_A_CALL = {"cuda": 5, "cpu": 1}
+ROUNDS = {"cuda": 50, "cpu": 20}
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,36 +29,68 @@ class StepRow:
     """A step of one variant: seconds, averaged over the k steps of a cycle, round by round."""
 
     workload: Workload
-    name: str
-    mode: str
-    precision: str
+    variant: Variant
+    built: BuiltStep
     rounds: list[float]
 
 
 def bench_step(
     workload: Workload,
     *,
-    names: Sequence[str] = NAMES,
+    names: Sequence[str] = DEFAULT_NAMES,
+    modes: Sequence[Mode] = (),
+    precisions: Sequence[Precision] = (),
     device: str = "auto",
-    rounds: int = 20,
+    rounds: int | None = None,
     csv: Path | None = None,
     json: Path | None = None,
 ) -> str:
     """Times the variants and returns a table of ratios to `plain` and to `fgsm-sdi`.
 
-    An ordinary step and one that updates the generator are timed apart and weighed k - 1 to 1. Images lie on the device
-    already, as bytes for our steps and as the floats that they want for the others.
+    An ordinary step and one that updates the generator are timed apart and weighed k - 1 to 1. A variant that the
+    device cannot hold or capture is named and left out.
 
     Args:
         workload: model, batch and image size.
         names: variants out of `NAMES`; `plain` and `fgsm-sdi` are always among them.
+        modes: how our steps are executed, the first one being what others are compared with; by default captured,
+            compiled and eager on a GPU, eager on a CPU.
+        precisions: of our steps, the first one likewise; by default half precision and fp32 on a GPU, fp32 on a CPU.
+            The released baselines are in fp32, the tuned ones in the first of these.
         device: auto, cpu, cuda or cuda:N.
-        rounds: how often each step is timed, after two that are not.
+        rounds: how often each step is timed, after two that are not; by default 50 times on a GPU, 20 on a CPU.
         csv, json: where the rows are also written.
 
     Raises:
-        UsageError: an unknown variant or model, fewer than two rounds, or no such device.
+        UsageError: an unknown variant, model, mode or precision, fewer than two rounds, or no such device.
     """
+    place, why = choose_device(device)
+    rounds = ROUNDS[place.type] if rounds is None else rounds
+    _check(workload, names, rounds)
+    modes = modes or (("captured", "compiled", "eager") if place.type == "cuda" else ("eager",))
+    precisions = precisions or _precisions(place)
+    for mode in modes:
+        for precision in precisions:
+            choose_execution(ExecutionOptions(mode=mode, precision=precision), place)  # refuses what cannot be
+    wanted = _variants(names, modes, precisions)
+    size = workload.image_size
+    console.line(
+        f"timing {len(wanted)} variants: {workload.model}, batch {workload.batch} at {size}x{size}, k = {workload.k}, "
+        f"{rounds} rounds on {place} ({why})"
+    )
+    with _room_to_compile():
+        steps = _built(wanted, workload, place)
+        seconds = _timed(steps, rounds, place)
+    rows = []
+    for variant, built in steps.items():
+        ordinary, kth = seconds[f"{variant}, 1"], seconds[f"{variant}, {built.kinds[-1]}"]
+        averaged = [((workload.k - 1) * a + b) / workload.k for a, b in zip(ordinary, kth, strict=True)]
+        rows.append(StepRow(workload, variant, built, averaged))
+    write_rows(_columns(rows, place), csv=csv, json=json)
+    return table(rows, absolute=place.type == "cuda")
+
+
+def _check(workload: Workload, names: Sequence[str], rounds: int) -> None:
     for name in names:
         if name not in NAMES:
             raise UsageError(f"--names {name} is not a variant: choose from {', '.join(NAMES)}")
@@ -93,163 +99,134 @@ def bench_step(
             raise UsageError(f"--{option.replace('_', '-')} must be at least 1, not {getattr(workload, option)}")
     if rounds < 2:
         raise UsageError(f"--rounds is {rounds}: percentiles need at least 2")
-    place, why = choose_device(device)
+
+
+def _precisions(device: torch.device) -> tuple[Precision, ...]:
+    if device.type == "cpu":
+        return ("fp32",)
+    return ("bf16", "fp32") if torch.cuda.get_device_capability(device) >= (8, 0) else ("fp16", "fp32")
+
+
+def _variants(names: Sequence[str], modes: Sequence[Mode], precisions: Sequence[Precision]) -> list[Variant]:
+    """Ours in all modes and precisions, the baselines once each."""
     chosen = [name for name in NAMES if name in ("plain", "fgsm-sdi", *names)]
-    size = workload.image_size
-    console.line(
-        f"timing {', '.join(chosen)}: {workload.model}, batch {workload.batch} at {size}x{size}, k = {workload.k}, "
-        f"{rounds} rounds on {place} ({why})"
-    )
-    steps = {name: variant(name, workload, place) for name in chosen}
-    # Step 1 is an ordinary one, step 0 updates the generator; plain training has no such step.
-    calls: dict[str, Callable[[], object]] = {name: _at(step, 1) for name, step in steps.items()}
-    calls |= {f"{name}, k-th": _at(step, 0) for name, step in steps.items() if name != "plain"}
-    seconds = interleaved_seconds(calls, repeats=rounds, warmup=2, device=place)
-    rows = []
-    for name in chosen:
-        ordinary, kth = seconds[name], seconds.get(f"{name}, k-th", seconds[name])
-        averaged = [((workload.k - 1) * a + b) / workload.k for a, b in zip(ordinary, kth, strict=True)]
-        mode = "compiled" if name == "tuned-compiled" else "eager"
-        precision = "bf16" if name.startswith("tuned") and place.type == "cuda" else "fp32"
-        rows.append(StepRow(workload, name, mode, precision, averaged))
-    columns = _columns(rows, place)
-    write_rows(columns, csv=csv, json=json)
-    return table(rows)
-
-
-def _at(step: Step, number: int) -> Callable[[], object]:
-    return lambda: step(number)
-
-
-def variant(name: str, workload: Workload, device: torch.device) -> Step:
-    """A whole step (attack and update) of one variant on a batch of its own, with nets that start alike."""
-    draw = torch.Generator().manual_seed(0)
-    size = workload.image_size
-    image = torch.randint(0, 256, (workload.batch, size, size, CHANNELS), dtype=torch.uint8, generator=draw).to(device)
-    label = torch.randint(0, CLASSES, (workload.batch,), generator=draw).to(device)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        net = build_model(ModelOptions(name=workload.model), NetShape(num_classes=CLASSES, in_channels=CHANNELS))
-        generator = build_generator("released", 2 * CHANNELS, CHANNELS, workload.generator_width)
-    net, generator = net.to(device).train(), generator.to(device).eval()
-    if name in ("plain", "fgsm-sdi"):
-        options: MethodOptions = (
-            StandardOptions()
-            if name == "plain"
-            else FgsmSdiOptions(k=workload.k, generator_width=workload.generator_width)
-        )
-        return _ours(options, net, Batch(torch.arange(workload.batch, device=device), image, label, _key(device)))
-    x = (image.permute(0, 3, 1, 2).float() / 255).contiguous()
-    if name.startswith("released"):
-        step: Released | Tuned = Released(_parts(net, generator, workload), weight_gradients=name == "released-2022")
-    else:
-        x = x.contiguous(memory_format=torch.channels_last)
-        parts = _parts(channels_last(net), channels_last(generator), workload)
-        if name == "tuned-compiled":
-            parts.net.compile(dynamic=False)
-            parts.generator.compile(dynamic=False)
-        step = Tuned(parts, lambda: _autocast(device))
-    return lambda number: step(x, label, number)
-
-
-def _key(device: torch.device) -> Tensor:
-    return random_key(0, device=device)
-
-
-def _ours(options: MethodOptions, net: nn.Module, batch: Batch) -> Step:
-    """The engine's own step, as the trainer runs it."""
-    net = channels_last(net)
-    setting = Setting(
-        net=net,
-        epsilon=EPSILON,
-        box=False,
-        attack_bn="train",
-        label_smoothing=SMOOTHING,
-        seed=0,
-        channels=CHANNELS,
-        device=batch.label.device,
-    )
-    method, optimizer = options.build(setting), _sgd(net)
-
-    def step(number: int) -> None:
-        x_adv = method.craft(batch, Position(0, number))
-        descend(net, optimizer, x_adv, batch.label, label_smoothing=SMOOTHING)
-
-    return step
-
-
-def _sgd(net: nn.Module) -> torch.optim.Optimizer:
-    return torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
-
-
-def _parts(net: nn.Module, generator: nn.Module, workload: Workload) -> Parts:
-    adam = torch.optim.Adam(generator.parameters(), lr=1e-3, weight_decay=5e-4)
-    return Parts(
-        net=net,
-        generator=generator,
-        optimizer=_sgd(net),
-        generator_optimizer=adam,
-        epsilon=float(EPSILON),
-        smoothing=SMOOTHING,
-        k=workload.k,
-    )
-
-
-def _autocast(device: torch.device) -> Any:
-    """bfloat16 on a GPU; on a CPU without matrix units for it float32 is faster."""
-    return torch.autocast("cuda", torch.bfloat16) if device.type == "cuda" else nullcontext()
-
-
-def table(rows: Sequence[StepRow]) -> str:
-    """Ratios, round by round: over plain training, and over our step."""
-    by_name = {row.name: row.rounds for row in rows}
-    lines = [
-        [row.name, row.mode, row.precision, *(_ratio(row.rounds, by_name[base]) for base in ("plain", "fgsm-sdi"))]
-        for row in rows
+    found = [
+        Variant(name=name, mode=mode, precision=precision)
+        for name in chosen
+        if name in OURS
+        for precision in precisions
+        for mode in modes
     ]
-    return console.table(["step", "mode", "precision", "over plain", "over fgsm-sdi"], lines)
+    of_baseline: dict[str, tuple[Mode, Precision]] = {
+        "released": ("eager", "fp32"),
+        "released-2022": ("eager", "fp32"),
+        "tuned-eager": ("eager", precisions[0]),
+        "tuned-compiled": ("compiled", precisions[0]),
+    }
+    for name in chosen:
+        if name in BASELINES:
+            mode, precision = of_baseline[name]
+            found.append(Variant(name=name, mode=mode, precision=precision))
+    return found
 
 
-def _ratio(rounds: Sequence[float], base: Sequence[float]) -> str:
-    spread = Spread.of([a / b for a, b in zip(rounds, base, strict=True)])
-    return f"{spread.median:.2f} ({spread.p20:.2f} to {spread.p80:.2f})"
+@contextmanager
+def _room_to_compile() -> Iterator[None]:
+    """Lets one function be compiled for every variant: each has nets of its own, a recompilation to torch."""
+    torch.compiler.reset()
+    with torch._dynamo.config.patch(recompile_limit=64):
+        yield
+    torch.compiler.reset()
+
+
+def _built(wanted: Sequence[Variant], workload: Workload, device: torch.device) -> dict[Variant, BuiltStep]:
+    steps: dict[Variant, BuiltStep] = {}
+    with console.bar(len(wanted), "preparing", "variants") as bar:
+        for variant in wanted:
+            began = time.perf_counter()
+            try:
+                steps[variant] = build(variant, workload, device)
+                for number in steps[variant].kinds:  # a step of each kind: what is too large or too new fails here
+                    steps[variant].call(number)
+            except RuntimeError as error:  # out of memory, or torch.compile's own
+                steps.pop(variant, None)
+                torch.cuda.empty_cache()
+                console.line(f"left out: {variant}: {str(error).splitlines()[0]}")
+            else:
+                if variant.name in BASELINES:
+                    steps[variant].warmup_seconds = time.perf_counter() - began
+            bar.update(1)
+    if not {"plain", "fgsm-sdi"} <= {variant.name for variant in steps}:
+        raise UsageError("neither plain training nor fgsm-sdi could be run: use a smaller --batch or another --modes")
+    return steps
+
+
+def _timed(steps: Mapping[Variant, BuiltStep], rounds: int, device: torch.device) -> dict[str, list[float]]:
+    """Seconds of a step by `variant, number`, for both kinds of step."""
+    count = STEPS_IN_A_CALL[device.type]
+
+    def repeated(built: BuiltStep, number: int) -> Callable[[], object]:
+        def call() -> None:
+            for _ in range(count):
+                built.call(number)
+
+        return call
+
+    calls = {f"{v}, {number}": repeated(built, number) for v, built in steps.items() for number in built.kinds}
+    seconds = interleaved_seconds(calls, repeats=rounds, warmup=2, device=device)
+    return {name: [one / count for one in found] for name, found in seconds.items()}
+
+
+def reference_rows(rows: Sequence[StepRow], row: StepRow) -> dict[str, StepRow]:
+    """What a row is compared with: plain training in its own mode and precision where we have it (else in the first
+    ones), and our step in the first mode and precision."""
+    plain = [other for other in rows if other.variant.name == "plain"]
+    alike = [o for o in plain if (o.variant.mode, o.variant.precision) == (row.variant.mode, row.variant.precision)]
+    ours = [other for other in rows if other.variant.name == "fgsm-sdi"]
+    return {"plain": (alike or plain)[0], "fgsm-sdi": ours[0]}
+
+
+def table(rows: Sequence[StepRow], *, absolute: bool) -> str:
+    """Ratios, round by round: over plain training, and over our step; on a GPU also milliseconds and images/s."""
+    header = ["step", "mode", "precision", "over plain", "over fgsm-sdi"]
+    lines = []
+    for row in rows:
+        ratios = [_ratio(row.rounds, base.rounds) for base in reference_rows(rows, row).values()]
+        cells = [f"{spread.median:.2f} ({spread.p20:.2f} to {spread.p80:.2f})" for spread in ratios]
+        line = [row.variant.name, row.variant.mode, row.variant.precision, *cells]
+        if absolute:
+            median = Spread.of(row.rounds).median
+            line += [f"{1000 * median:.3f}", f"{row.workload.batch / median:,.0f}"]
+        lines.append(line)
+    return console.table([*header, "ms", "images/s"] if absolute else header, lines)
+
+
+def _ratio(rounds: Sequence[float], base: Sequence[float]) -> Spread:
+    return Spread.of([a / b for a, b in zip(rounds, base, strict=True)])
 
 
 def _columns(rows: Sequence[StepRow], device: torch.device) -> list[dict[str, Any]]:
-    environment, state = describe_environment(device), gpu_state(device)
-    by_name = {row.name: row.rounds for row in rows}
-    return [{**_times(row, by_name), **_place(environment, state)} for row in rows]
+    place = place_columns(describe_environment(device), gpu_state(device))
+    return [{**_times(row, reference_rows(rows, row)), **place} for row in rows]
 
 
-def _times(row: StepRow, by_name: Mapping[str, Sequence[float]]) -> dict[str, Any]:
+def _times(row: StepRow, base: Mapping[str, StepRow]) -> dict[str, Any]:
     spread, workload = Spread.of([1000 * seconds for seconds in row.rounds]), row.workload
     times = {"median_ms": spread.median, "p20_ms": spread.p20, "p80_ms": spread.p80}
-    for base in ("plain", "fgsm-sdi"):
-        ratio = Spread.of([a / b for a, b in zip(row.rounds, by_name[base], strict=True)])
-        over = base.replace("-", "_")
+    for name, other in base.items():
+        ratio, over = _ratio(row.rounds, other.rounds), name.replace("-", "_")
         times |= {f"over_{over}": ratio.median, f"over_{over}_p20": ratio.p20, f"over_{over}_p80": ratio.p80}
+    times |= {"warmup_s": row.built.warmup_seconds, "capture_s": row.built.capture_seconds}
     return {
         "model": workload.model,
         "batch": workload.batch,
         "image_size": workload.image_size,
-        "precision": row.precision,
-        "mode": row.mode,
-        "name": row.name,
+        "precision": row.variant.precision,
+        "mode": row.variant.mode,
+        "name": row.variant.name,
         **{name: float(f"{value:.5g}") for name, value in times.items()},
+        "images_per_second": round(1000 * workload.batch / spread.median),
         "k": workload.k,
         "generator_width": workload.generator_width,
         "rounds": len(row.rounds),
-    }
-
-
-def _place(environment: Mapping[str, Any], state: Mapping[str, Any]) -> dict[str, Any]:
-    numerics = environment["numerics"]
-    return {
-        "date": environment["date"],
-        "git": environment["git"],
-        "device": numerics["device"],
-        "threads": numerics["threads"],
-        **state,
-        "torch": numerics["torch"],
-        "cuda": numerics["cuda"],
     }

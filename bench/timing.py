@@ -10,6 +10,7 @@ from functools import partial
 
 import torch
 
+from ..engine import console
 from ..engine.environment import wait_for
 
 CAPTURE_WARMUP = 3
@@ -33,22 +34,26 @@ class Spread:
 def interleaved(timers: Mapping[str, Callable[[], float]], *, repeats: int, warmup: int) -> dict[str, list[float]]:
     """What every timer returns: all once, then all again, `repeats` times after `warmup` rounds."""
     found: dict[str, list[float]] = {name: [] for name in timers}
-    for round_number in range(warmup + repeats):
-        for name, timer in timers.items():
-            seconds = timer()
-            if round_number >= warmup:
-                found[name].append(seconds)
+    with console.bar(warmup + repeats, "timing", "rounds") as bar:
+        for round_number in range(warmup + repeats):
+            for name, timer in timers.items():
+                seconds = timer()
+                if round_number >= warmup:
+                    found[name].append(seconds)
+            bar.update(1)
     return found
 
 
 def interleaved_seconds(
     variants: Mapping[str, Callable[[], object]], *, repeats: int, warmup: int, device: torch.device
 ) -> dict[str, list[float]]:
-    """Seconds of every call by the clock on the wall, all variants in turn as in `interleaved`.
+    """Seconds of every call, all variants in turn as in `interleaved`.
 
-    A GPU is waited for before and after each call, so a call should be long against that wait.
+    By CUDA events on a GPU, which is idle when a call begins, so a call should be long against its first launch; by the
+    clock on the wall on a CPU.
     """
-    timers = {name: partial(wall_seconds, call, device) for name, call in variants.items()}
+    timed = event_seconds if device.type == "cuda" else wall_seconds
+    timers = {name: partial(timed, call, device) for name, call in variants.items()}
     return interleaved(timers, repeats=repeats, warmup=warmup)
 
 
@@ -106,6 +111,18 @@ class GraphTimer:
         self.ended.record()
         self.ended.synchronize()
         return self.began.elapsed_time(self.ended) / 1000
+
+
+def event_seconds(call: Callable[[], object], device: torch.device) -> float:
+    """Seconds from the first to the last kernel of one call on a CUDA device that has nothing else to do."""
+    began, ended = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    with torch.cuda.device(device):
+        torch.cuda.synchronize()
+        began.record()
+        call()
+        ended.record()
+        ended.synchronize()
+    return began.elapsed_time(ended) / 1000
 
 
 def wall_seconds(call: Callable[[], object], device: torch.device) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -100,8 +100,11 @@ class Run:
     def _training_step(self) -> TrainingStep:
         return TrainingStep(self.method, self.classifier, self.optimizer, self.tally)
 
-    def prepare(self) -> str | None:
+    def prepare(self, positions: Iterable[Position] | None = None) -> str | None:
         """Compiles, and captures as CUDA graphs, every kind of step, on the next batch; trains nothing.
+
+        Args:
+            positions: of the steps to come; by default those of an epoch.
 
         Returns:
             Why the step could not be captured, where that was wanted; it is not then.
@@ -109,7 +112,8 @@ class Run:
         if not (self.execution.compile or self.execution.capture):
             return None
         batch = next(self.loader.epoch(self.at.epoch, start=self.at.step))
-        kinds = {self.method.kind(place): place for place in (Position(0, i) for i in range(len(self.loader)))}
+        positions = positions or (Position(0, step) for step in range(len(self.loader)))
+        kinds = {self.method.kind(position): position for position in positions}
         refused, warmup, capture = None, 0.0, 0.0
         with self.execution.numerics():
             if isinstance(self.step, CapturedStep):

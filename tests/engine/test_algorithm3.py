@@ -8,18 +8,16 @@ from __future__ import annotations
 
 import copy
 import math
-from fractions import Fraction
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hardfast.engine.methods import FgsmSdiOptions, Position, Setting
+from hardfast.engine.methods import FgsmSdiOptions, Position
 from hardfast.engine.models import ResNet
-from hardfast.engine.step import descend
-from hardfast.kernels import random_key
-from hardfast.loaders import Batch
+
+from .steps import batch_of, training_step
 
 EPSILON, ALPHA, K, STEPS, BATCH, CLASSES = 8 / 255, 6 / 255, 4, 25, 6, 4
 LR, MOMENTUM, DECAY, SMOOTHING = 0.05, 0.9, 5e-4, 0.1
@@ -129,26 +127,25 @@ class Transcription:
 @pytest.mark.parametrize("inputs", ["benign", "grad", "benign+grad"])
 def test_25_steps_equal_the_transcription(inputs: str, box: bool, generator: str, attack_bn: str) -> None:
     net = small_net()
-    setting = Setting(
-        net=net,
-        epsilon=Fraction(8, 255),
+    options = FgsmSdiOptions(k=K, alpha="6/255", inputs=inputs, generator=generator, generator_width=5)
+    step = training_step(
+        options,
+        net,
         box=box,
         attack_bn=attack_bn,
         label_smoothing=SMOOTHING,
         seed=3,
-        channels=3,
+        lr=LR,
+        momentum=MOMENTUM,
+        weight_decay=DECAY,
         dtype=torch.float64,
     )
-    options = FgsmSdiOptions(k=K, alpha="6/255", inputs=inputs, generator=generator, generator_width=5)
-    method = options.build(setting)
+    method, optimizer = step.method, step.optimizer
     plain = Transcription(copy.deepcopy(net), copy.deepcopy(method.generator), inputs, box, attack_bn)
-    optimizer = torch.optim.SGD(net.parameters(), lr=LR, momentum=MOMENTUM, weight_decay=DECAY)
     start = copy.deepcopy(method.generator.state_dict())
 
     for i, (images, y) in enumerate(batches()):
-        net.train()
-        x_adv = method.craft(Batch(torch.arange(BATCH), images, y, random_key(0)), Position(0, i))
-        descend(net, optimizer, x_adv, y, label_smoothing=SMOOTHING)
+        step(batch_of(images, y), Position(0, i))
         plain.iteration(i, images.permute(0, 3, 1, 2).double() / 255, y)
 
     def same(name: str, ours: Tensor, theirs: Tensor) -> None:

@@ -10,11 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hardfast.engine.methods import FgsmRsOptions, MethodOptions, PgdAtOptions, Position, Setting
+from hardfast.engine.classifier import AttackBN
+from hardfast.engine.methods import FgsmRsOptions, MethodOptions, PgdAtOptions, Position
 from hardfast.engine.models import ResNet
-from hardfast.engine.step import AttackBN, descend
 from hardfast.kernels import random_key, random_start
 from hardfast.loaders import Batch
+
+from .steps import training_step
 
 EPSILON, STEPS, BATCH, CLASSES, EPOCH, SEED = 8 / 255, 10, 6, 4, 2, 3
 
@@ -56,33 +58,27 @@ def test_10_steps_equal_the_transcription(
     torch.manual_seed(0)
     net = ResNet((4, 8), (1, 1), num_classes=CLASSES).double()
     plain = copy.deepcopy(net)
-    setting = Setting(
-        net=net,
-        epsilon=Fraction(8, 255),
-        box=box,
-        attack_bn=attack_bn,
-        label_smoothing=0.1,
-        seed=SEED,
-        channels=3,
-        dtype=torch.float64,
+    step = training_step(
+        options, net, box=box, attack_bn=attack_bn, seed=SEED, lr=0.05, weight_decay=5e-4, dtype=torch.float64
     )
-    method = options.build(setting)
-    optimizers = [torch.optim.SGD(n.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4) for n in (net, plain)]
+    optimizer = torch.optim.SGD(plain.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
     draw = torch.Generator().manual_seed(1)
     for i in range(STEPS):
         images = torch.randint(0, 256, (BATCH, 8, 8, 3), dtype=torch.uint8, generator=draw)
         images[torch.rand(images.shape, generator=draw) < 0.3] = 0
         y = torch.randint(0, CLASSES, (BATCH,), generator=draw)
         batch = Batch(torch.arange(BATCH) + 100 * i, images, y, random_key(SEED, epoch=EPOCH))
-        net.train()
-        x_adv = method.craft(batch, Position(EPOCH, i))
+        step.classifier.begin_step()
+        x_adv = step.method.craft(batch, Position(EPOCH, i))
         noise = random_start(batch.x, batch.index, key=batch.key, radius=Fraction(8, 255), dtype=torch.float64)
         x = batch.x.double() / 255
         wanted = transcription(plain, x, y, noise, steps=steps, alpha=alpha, box=box, attack_bn=attack_bn)
         assert (x_adv - wanted).abs().max() <= 1e-9
+        step.classifier.descend(step.optimizer, x_adv, y)
         plain.train()
-        for n, optimizer in zip((net, plain), optimizers, strict=True):
-            descend(n, optimizer, x_adv if n is net else wanted, y, label_smoothing=0.1)
+        optimizer.zero_grad()
+        F.cross_entropy(plain(wanted), y, label_smoothing=0.1).backward()
+        optimizer.step()
     for (name, ours), theirs in zip(net.state_dict().items(), plain.state_dict().values(), strict=True):
         assert (ours.double() - theirs.double()).abs().max() <= 1e-9, name
     assert net.bn1.num_batches_tracked == STEPS * (steps + 1 if attack_bn == "train" else 1)

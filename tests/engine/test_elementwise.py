@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from fractions import Fraction
 from typing import Any
 
 import pytest
@@ -11,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from hardfast.engine.methods import METHODS, Position, Setting, method_options
-from hardfast.kernels import random_key
-from hardfast.loaders import Batch
+from hardfast.engine.methods import METHODS, Position, method_options
+
+from .steps import drawn_batch, training_step
 
 SHAPE = (4, 3, 8, 8)
 NO_ARITHMETIC = {"convolution", "convolution_backward", "view", "_unsafe_view", "reshape", "detach", "alias", "permute"}
@@ -49,14 +48,9 @@ class Linear(nn.Module):
 
 @pytest.mark.parametrize("name", list(METHODS))
 def test_a_step_runs_nothing_elementwise_but_the_kernels(name: str) -> None:
-    setting = Setting(
-        net=Linear(), epsilon=Fraction(8, 255), box=True, attack_bn="train", label_smoothing=0, seed=0, channels=3
-    )
-    method = method_options(name).build(setting)
-    image = torch.randint(0, 256, (4, 8, 8, 3), dtype=torch.uint8)
-    batch = Batch(torch.arange(4), image, torch.arange(4), random_key(0))
+    method = training_step(method_options(name), Linear()).method
     with OnImages() as seen:
-        method.craft(batch, Position(0, 1))  # not the generator's update, whose derivatives are PyTorch's
+        method.craft(drawn_batch(side=8), Position(0, 1))  # not the generator's update, whose derivatives are PyTorch's
     others = {name for name in seen.calls if not name.startswith("hardfast::")} - NO_ARITHMETIC
     assert not others
     ours = {name.removeprefix("hardfast::"): count for name, count in seen.calls.items() if "hardfast" in name}

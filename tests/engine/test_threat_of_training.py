@@ -12,7 +12,6 @@ from torch import Tensor
 from hardfast.engine import recipes
 from hardfast.engine.methods import METHODS, Position, method_options
 from hardfast.engine.run import Run
-from hardfast.engine.step import descend
 from hardfast.loaders import DataOptions, open_dataset
 from hardfast.loaders.synthetic import SyntheticShape
 
@@ -37,8 +36,9 @@ def test_whole_epoch_stays_in_the_ball(name: str, box: bool, data: DataOptions) 
     run = Run(recipe, open_dataset(recipe.data), torch.device("cpu"))
     outside_box = images = 0
     for step, batch in enumerate(run.loader.epoch(0)):
+        run.classifier.begin_step()
         x_adv = run.method.craft(batch, Position(0, step))
-        descend(run.net, run.optimizer, x_adv, batch.label, label_smoothing=0)
+        run.classifier.descend(run.optimizer, x_adv, batch.label)
         assert x_adv.dtype == torch.float32
         assert_in_ball(batch.x, x_adv, Fraction(8, 255))
         outside_box += int(((x_adv < 0) | (x_adv > 1)).sum())

@@ -209,7 +209,8 @@ def test_the_loop_follows_its_recipe(quick_recipe: Recipe, tmp_path: Path) -> No
 def test_the_methods_get_what_the_recipe_says(quick_recipe: Recipe) -> None:
     recipe = replace(quick_recipe, label_smoothing=0.3, box=False, attack_bn="eval", seed=9)
     setting = Run(recipe, open_dataset(recipe.data), torch.device("cpu")).method.setting
-    assert (setting.label_smoothing, setting.box, setting.attack_bn, setting.seed) == (0.3, False, "eval", 9)
+    assert (setting.box, setting.seed, setting.classifier.label_smoothing) == (False, 9, 0.3)
+    assert not setting.classifier.twin.net.training
     assert setting.epsilon == Fraction(24, 255)
 
 

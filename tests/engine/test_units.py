@@ -1,79 +1,53 @@
-"""What a step executes: convolution backward calls counted with their output masks."""
+"""What a step executes: convolution backward calls counted with their output masks, in eager and in compiled mode."""
 
 from __future__ import annotations
 
 from collections import Counter
-from fractions import Fraction
-from typing import Any
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch import nn
 
+from hardfast.engine.classifier import AttackBN, Classifier
+from hardfast.engine.execution import Execution
+from hardfast.engine.gradients import attack_loss, input_gradient
 from hardfast.engine.methods import (
     FgsmRsOptions,
     FgsmSdiOptions,
     MethodOptions,
     PgdAtOptions,
     Position,
-    Setting,
     StandardOptions,
 )
-from hardfast.engine.models import ModelOptions, NetShape, build_model
-from hardfast.engine.step import descend
-from hardfast.kernels import random_key
-from hardfast.loaders import Batch
+from hardfast.engine.models import ModelName, ModelOptions, NetShape, build_model, channels_last
 
+from .counting import ConvolutionCounter, GraphCounter
+from .steps import drawn_batch, training_step
 
-class ConvolutionCounter(TorchDispatchMode):
-    """Counts convolution calls by which net they belong to and which gradients their backward computes."""
-
-    def __init__(self, generator_weights: set[int]) -> None:
-        super().__init__()
-        self.generator_weights = generator_weights
-        self.calls: Counter[str] = Counter()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        packet = func.overloadpacket
-        if packet is torch.ops.aten.convolution:
-            owner = "generator" if args[1].data_ptr() in self.generator_weights else "net"
-            self.calls[f"{owner} forward"] += 1
-        if packet is torch.ops.aten.convolution_backward:
-            owner = "generator" if args[2].data_ptr() in self.generator_weights else "net"
-            to_input, to_weight, _ = args[10]
-            self.calls[f"{owner} input"] += to_input
-            self.calls[f"{owner} weight"] += to_weight
-        return func(*args, **(kwargs or {}))
-
-
-def count(options: MethodOptions, *, step: int, model: str = "resnet8", attack_bn: str = "train") -> Counter[str]:
-    """Convolutions of one whole step (craft and descend)."""
-    torch.manual_seed(0)
-    net = build_model(ModelOptions(name=model), NetShape(num_classes=10, in_channels=3)).to(
-        memory_format=torch.channels_last
-    )
-    setting = Setting(
-        net=net, epsilon=Fraction(8, 255), box=True, attack_bn=attack_bn, label_smoothing=0.1, seed=0, channels=3
-    )
-    method = options.build(setting)
-    optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
-    generator_weights = {p.data_ptr() for g in method.nets().values() for p in g.parameters()}
-    image = torch.randint(0, 256, (4, 16, 16, 3), dtype=torch.uint8)
-    batch = Batch(torch.arange(4), image, torch.arange(4), random_key(0))
-    with ConvolutionCounter(generator_weights) as counter:
-        x_adv = method.craft(batch, Position(0, step))
-        assert all(p.grad is None for p in net.parameters())
-        descend(net, optimizer, x_adv, batch.label, label_smoothing=0.1)
-    return counter.calls
-
-
-CONVOLUTIONS = {"resnet8": 9, "resnet18": 20}
+CONVOLUTIONS: dict[ModelName, int] = {"resnet8": 9, "resnet18": 20, "preact_resnet18": 20, "resnet50": 53}
+SIDES: dict[ModelName, int] = {"resnet8": 16, "resnet18": 16, "preact_resnet18": 16, "resnet50": 64}
 GENERATOR = 4
 
 
+def small(model: ModelName) -> nn.Module:
+    torch.manual_seed(0)
+    return channels_last(build_model(ModelOptions(name=model), NetShape(num_classes=10, in_channels=3)))
+
+
+def count(
+    options: MethodOptions, *, step: int, model: ModelName = "resnet8", attack_bn: AttackBN = "train"
+) -> Counter[str]:
+    """Convolutions of one whole step in eager mode."""
+    trained = training_step(options, small(model), attack_bn=attack_bn)
+    generator_weights = {p.data_ptr() for g in trained.method.nets().values() for p in g.parameters()}
+    with ConvolutionCounter(generator_weights) as counter:
+        trained(drawn_batch(side=SIDES[model]), Position(0, step))
+    return counter.calls
+
+
 @pytest.mark.parametrize("attack_bn", ["train", "eval"])
-@pytest.mark.parametrize("model", ["resnet8", "resnet18"])
-def test_sdi_step_is_2_2_3_and_one_generator_forward(model: str, attack_bn: str) -> None:
+@pytest.mark.parametrize("model", CONVOLUTIONS)
+def test_sdi_step_is_2_2_3_and_one_generator_forward(model: ModelName, attack_bn: AttackBN) -> None:
     n = CONVOLUTIONS[model]
     calls = count(FgsmSdiOptions(k=20), step=1, model=model, attack_bn=attack_bn)
     # The stem's input is x_adv, which needs no gradient in the descent: n - 1 input gradients there.
@@ -108,3 +82,70 @@ def test_units_of_the_other_methods(options: MethodOptions, attack_passes: int) 
         "net input": attack_passes * n + n - 1,
         "net weight": n,
     }
+
+
+def compiled_passes(n: int) -> dict[str, list[tuple[int, int, int]]]:
+    """(forward, gradients of inputs, gradients of weights) of the convolutions in each compiled graph of a pass."""
+    g = GENERATOR
+    return {
+        "input gradient": [(n, 0, 0), (0, n, 0)],
+        "generator": [(g, 0, 0)],
+        "descent": [(n, 0, 0), (0, n - 1, n)],
+        # The generator's forward, an input gradient, the loss at x_adv, and back through both nets.
+        "update": [(g, 0, 0), (n, 0, 0), (0, n, 0), (n, 0, 0), (0, n, 0), (0, g - 1, g)],
+    }
+
+
+@pytest.mark.parametrize("attack_bn", ["train", "eval"])
+@pytest.mark.parametrize("model", ["resnet18", "resnet50"])
+def test_compiled_steps_execute_2_2_3_as_traced(model: ModelName, attack_bn: AttackBN) -> None:
+    """Compiled passes are fixed when they are traced: what AOTAutograd leaves in them is what every step computes."""
+    torch.compiler.reset()
+    counter = GraphCounter()
+    execution = Execution(compile=True, backend=counter.traced())
+    step = training_step(
+        FgsmSdiOptions(k=20, generator_width=8), small(model), attack_bn=attack_bn, execution=execution
+    )
+    passes = compiled_passes(CONVOLUTIONS[model])
+    for number in (1, 20):
+        counter.executed.clear()
+        step(drawn_batch(side=SIDES[model]), Position(0, number))
+        update = passes["update"] if number == 20 else []
+        gradient, descent = passes["input gradient"], passes["descent"]
+        assert counter.executed == [*gradient, *update, *passes["generator"], *gradient, *descent]
+
+
+@pytest.mark.parametrize("options", [FgsmSdiOptions(k=3, generator_width=4), FgsmRsOptions(), StandardOptions()])
+def test_inductor_executes_the_same_and_compiles_nothing_after_the_first_steps(options: MethodOptions) -> None:
+    torch.compiler.reset()
+    counter = GraphCounter()
+    execution = Execution(compile=True, backend=counter.inductor())
+    step = training_step(options, small("resnet8"), execution=execution)
+    batches = [drawn_batch(side=8, seed=seed) for seed in range(3)]
+    for number in (0, 1):
+        step(batches[number], Position(0, number))
+    compiled = counter.graphs
+    counter.executed.clear()
+    for number in range(2, 52):
+        step(batches[number % 3], Position(0, number))
+    assert counter.graphs == compiled
+    passes = compiled_passes(CONVOLUTIONS["resnet8"])
+    updates = sum(number % 3 == 0 for number in range(2, 52)) if isinstance(options, FgsmSdiOptions) else 0
+    attacks = {"fgsm-sdi": 100 + updates, "fgsm-rs": 50, "standard": 0}[options.name]
+    wanted = Counter(passes["descent"] * 50 + passes["input gradient"] * (attacks - updates))
+    if isinstance(options, FgsmSdiOptions):
+        wanted += Counter(passes["generator"] * 50 + passes["update"] * updates)
+    assert Counter(counter.executed) == wanted
+
+
+def test_without_the_twin_a_compiled_attack_would_compute_weight_gradients() -> None:
+    """The trap that the twin is there for, and proof that the counter sees it."""
+    torch.compiler.reset()
+    counter, net, batch = GraphCounter(), small("resnet8"), drawn_batch()
+    loss_at = torch.compile(attack_loss(net), fullgraph=True, dynamic=False, backend=counter.traced())
+    input_gradient(loss_at, batch.x.float() / 255, batch.label)
+    assert counter.executed == [(9, 0, 0), (0, 9, 9)]
+    counter.executed.clear()
+    execution = Execution(compile=True, backend=counter.traced())
+    Classifier(net, execution=execution).input_gradient(batch.x.float() / 255, batch.label)
+    assert counter.executed == [(9, 0, 0), (0, 9, 0)]
