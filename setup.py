@@ -31,6 +31,7 @@ setup(
     package_data={name: ["py.typed"] for name in names},
     install_requires=[
         "torch>=2.11",
+        "torchvision>=0.26",  # the release for that torch; resnet50 alone needs it
         # The CUDA build of torch brings it; a CPU build does not, and the kernels are defined everywhere.
         "triton; platform_system == 'Linux'",
         "numpy",

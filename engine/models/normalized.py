@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -11,13 +13,18 @@ class NormalizedNet(nn.Module):
 
     The constants are not in the state dict, whose names stay those of the published architectures; they come from
     the run's config.json.
+
+    Args:
+        mean, std: per-channel constants; None is none.
+        architecture: arguments of the next base class, where a subclass gets its layers from a published module:
+            `class Net(NormalizedNet, ThatModule)`.
     """
 
     mean: Tensor | None
     std: Tensor | None
 
-    def __init__(self, mean: tuple[float, ...] | None, std: tuple[float, ...] | None) -> None:
-        super().__init__()
+    def __init__(self, mean: tuple[float, ...] | None, std: tuple[float, ...] | None, **architecture: Any) -> None:
+        super().__init__(**architecture)
         for name, values in (("mean", mean), ("std", std)):
             constant = None if values is None else torch.tensor(values).reshape(1, -1, 1, 1)
             self.register_buffer(name, constant, persistent=False)

@@ -6,6 +6,8 @@ CIFAR form of ResNet18 with 64..512 channels. Parameter names are RobustBench's 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -33,7 +35,37 @@ class BasicBlock(nn.Module):
         return F.relu(out + self.shortcut(x))
 
 
-class ResNet(NormalizedNet):
+class StagedNet(NormalizedNet):
+    """What the ResNets for small images share: stages `layer1`, `layer2`, ..., all but the first halving the size."""
+
+    stages: int
+
+    def add_stages(
+        self, block: Callable[[int, int, int], nn.Module], widths: tuple[int, ...], blocks: tuple[int, ...]
+    ) -> None:
+        """Adds the stages, whose input has the channels of the first one.
+
+        Args:
+            block: makes one from input channels, output channels and stride.
+            widths: channels of each stage.
+            blocks: blocks in each stage.
+        """
+        self.stages = len(widths)
+        channels = widths[0]
+        for number, (width, count) in enumerate(zip(widths, blocks, strict=True), start=1):
+            strides = [1 if number == 1 else 2] + [1] * (count - 1)
+            stage = [block(channels if i == 0 else width, width, stride) for i, stride in enumerate(strides)]
+            self.add_module(f"layer{number}", nn.Sequential(*stage))
+            channels = width
+
+    def through_stages(self, x: Tensor) -> Tensor:
+        """The output of the last stage."""
+        for number in range(1, self.stages + 1):
+            x = self.get_submodule(f"layer{number}")(x)
+        return x
+
+
+class ResNet(StagedNet):
     """A 3x3 stem, stages of basic blocks, global average pooling, one linear layer.
 
     Args:
@@ -59,17 +91,10 @@ class ResNet(NormalizedNet):
         super().__init__(mean, std)
         self.conv1 = nn.Conv2d(in_channels, widths[0], 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(widths[0])
-        self.stages = len(widths)
-        channels = widths[0]
-        for number, (width, count) in enumerate(zip(widths, blocks, strict=True), start=1):
-            strides = [1 if number == 1 else 2] + [1] * (count - 1)
-            stage = [BasicBlock(channels if i == 0 else width, width, stride) for i, stride in enumerate(strides)]
-            self.add_module(f"layer{number}", nn.Sequential(*stage))
-            channels = width
-        self.linear = nn.Linear(channels, num_classes)
+        self.add_stages(BasicBlock, widths, blocks)
+        self.linear = nn.Linear(widths[-1], num_classes)
 
     def logits(self, x: Tensor) -> Tensor:
         out = F.relu(self.bn1(self.conv1(x)))
-        for number in range(1, self.stages + 1):
-            out = self.get_submodule(f"layer{number}")(out)
+        out = self.through_stages(out)
         return self.linear(out.mean(dim=(2, 3)))
