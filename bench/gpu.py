@@ -16,37 +16,39 @@ import signal
 import subprocess
 import sys
 import time
-import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..engine import console
 from ..engine.errors import UsageError
 from ..engine.execution import Precision
 from ..engine.models import ModelName
 
+if TYPE_CHECKING:
+    from .variants import Workload
+
 OK, FAILED, WRONG_USE, SKIPPED = 0, 1, 2, 77
 LIMIT = 600.0
 RESULTS, QUICK_RESULTS = "bench/results", "runs/gpu/quick"
 SKIP_MARK = "skipped: "
-WORKLOADS: tuple[tuple[ModelName, int, tuple[int, ...]], ...] = (
-    ("resnet18", 32, (128, 512, 1024)),
-    ("preact_resnet18", 64, (128, 512)),
-    ("resnet50", 224, (128,)),
-)
-"""Models, their images' sides in pixels, and batches."""
+WORKLOADS: dict[str, tuple[ModelName, int, int]] = {
+    "resnet18-128x32": ("resnet18", 128, 32),
+    "resnet18-512x32": ("resnet18", 512, 32),
+    "resnet18-1024x32": ("resnet18", 1024, 32),
+    "preact_resnet18-128x64": ("preact_resnet18", 128, 64),
+    "preact_resnet18-512x64": ("preact_resnet18", 512, 64),
+    "resnet50-128x224": ("resnet50", 128, 224),
+}
+"""Model, batch, and side of the images in pixels."""
 SHOWN_LINES = 12
 """Of the log of a part that failed."""
 
 
 class Skipped(Exception):
     """What cannot be done here, and why in one line."""
-
-
-class Failed(Exception):
-    """What went wrong in a part, in one line."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,87 +110,69 @@ def run_kernels(job: Job) -> None:
     console.line(table)
 
 
-def run_step(job: Job) -> None:
-    """`hardfast bench step` for several models and batches."""
-    from .step import NAMES, Workload, bench_step
+def run_step(name: str, job: Job) -> None:
+    """`hardfast bench step` for one of `WORKLOADS`."""
+    from .step import bench_step
+    from .variants import DEFAULT_NAMES
 
-    workloads = [
-        Workload(model=model, batch=batch, image_size=size) for model, size, batches in WORKLOADS for batch in batches
-    ]
-    names: Sequence[str] = NAMES
-    rounds = 20
-    if job.quick:
-        workloads = [
-            Workload(model="resnet8", batch=4, image_size=8, k=2, generator_width=4),
-            Workload(model="resnet50", batch=2, image_size=32, k=2, generator_width=4),
-        ]
-        names, rounds = ("tuned-eager",), 2
-
-    def one(workload: Workload, file: str) -> str:
-        _check_model(workload.model)
-        return bench_step(workload, names=names, device=job.device, rounds=rounds, csv=job.results / file)
-
-    places = [f"{found.model}-{found.batch}x{found.image_size}" for found in workloads]
-    each({place: partial(one, found, f"step-{place}.csv") for place, found in zip(places, workloads, strict=True)})
+    names: Sequence[str] = ["tuned-eager"] if job.quick else DEFAULT_NAMES
+    rounds = 2 if job.quick else None
+    csv = job.results / f"step-{name}.csv"
+    console.line(bench_step(workload(name, job), names=names, device=job.device, rounds=rounds, csv=csv))
 
 
-def run_loaders(job: Job) -> None:
-    """`hardfast bench loaders` for the models and batches of `run_step`."""
+def run_loaders(name: str, job: Job) -> None:
+    """`hardfast bench loaders` for one of `WORKLOADS`, beside a step in half precision."""
     import torch
 
-    from .loaders import LoaderWorkload, bench_loaders
+    from .loaders import ROUNDS, bench_loaders
 
-    rounds = 10
+    precision: Precision = "fp32"
+    if job.device == "cuda":
+        precision = "bf16" if torch.cuda.get_device_capability() >= (8, 0) else "fp16"
+    rounds = 2 if job.quick else ROUNDS
+    csv = job.results / f"loaders-{name}.csv"
+    console.line(bench_loaders(workload(name, job), precision=precision, device=job.device, rounds=rounds, csv=csv))
+
+
+def workload(name: str, job: Job) -> Workload:
+    """One of `WORKLOADS`, made small where the job is to be quick.
+
+    Raises:
+        Skipped: its model needs torchvision, which is not installed.
+    """
+    from .variants import Workload
+
+    model, batch, size = WORKLOADS[name]
+    if model == "resnet50" and importlib.util.find_spec("torchvision") is None:
+        raise Skipped("torchvision is not installed")
     if job.quick:
-        workloads = [LoaderWorkload(model="resnet8", batch=4, image_size=8, images=8, k=2, generator_width=4)]
-        rounds = 2
-    else:
-        precision: Precision = "bf16" if torch.cuda.get_device_capability() >= (8, 0) else "fp16"
-        workloads = [
-            LoaderWorkload(model=model, batch=batch, image_size=size, precision=precision)
-            for model, size, batches in WORKLOADS
-            for batch in batches
-        ]
-
-    def one(workload: LoaderWorkload, file: str) -> str:
-        _check_model(workload.model)
-        return bench_loaders(workload, device=job.device, rounds=rounds, csv=job.results / file)
-
-    places = [f"{found.model}-{found.batch}x{found.image_size}" for found in workloads]
-    each({place: partial(one, found, f"loaders-{place}.csv") for place, found in zip(places, workloads, strict=True)})
+        return Workload(model=model, batch=2, image_size=16, k=2, generator_width=4)
+    return Workload(model=model, batch=batch, image_size=size)
 
 
 PARTS: dict[str, Callable[[Job], None]] = {
     "tests": run_tests,
     "kernels": run_kernels,
-    "step": run_step,
-    "loaders": run_loaders,
+    **{f"step-{name}": partial(run_step, name) for name in WORKLOADS},
+    **{f"loaders-{name}": partial(run_loaders, name) for name in WORKLOADS},
 }
 
 
-def _check_model(name: ModelName) -> None:
-    if name == "resnet50" and importlib.util.find_spec("torchvision") is None:
-        raise Skipped("torchvision is not installed")
-
-
-def each(calls: Mapping[str, Callable[[], str]]) -> None:
-    """Makes the calls of a part and prints what they return; one that cannot be made or fails does not stop the others.
+def chosen(words: Sequence[str]) -> list[str]:
+    """The parts of these names, in the order of `PARTS`; `step` names all that begin with it, no word names all parts.
 
     Raises:
-        Failed: naming those that failed, after the last one.
+        UsageError: a word names no part.
     """
-    failures = []
-    for name, call in calls.items():
-        console.line(f"\n{name}")
-        try:
-            console.line(call())
-        except Skipped as why:
-            console.line(f"{SKIP_MARK}{name}: {why}")
-        except Exception as error:
-            traceback.print_exc()
-            failures.append(f"{name}: {type(error).__name__}: {str(error).partition(chr(10))[0]}")
-    if failures:
-        raise Failed("; ".join(failures))
+    for word in words:
+        if not any(_named(part, word) for part in PARTS):
+            raise UsageError(f"'{word}' is not a part: choose from {', '.join(PARTS)}, or how several of them begin")
+    return [part for part in PARTS if not words or any(_named(part, word) for word in words)]
+
+
+def _named(part: str, word: str) -> bool:
+    return part == word or part.startswith(f"{word}-")
 
 
 def run_here(part: str, job: Job, limit: float) -> int:
@@ -205,7 +189,7 @@ def run_here(part: str, job: Job, limit: float) -> int:
     except Skipped as why:
         console.line(f"{SKIP_MARK}{why}")
         return SKIPPED
-    except (Failed, UsageError) as error:
+    except UsageError as error:
         console.error(str(error))
         return FAILED
     return OK
@@ -284,19 +268,20 @@ def main(argv: Sequence[str]) -> int:
     asked = _arguments(argv)
     results = asked.results or (QUICK_RESULTS if asked.quick else RESULTS)
     job = Job(device=asked.device, quick=asked.quick, results=Path(results))
-    unknown = [part for part in (*asked.parts, *asked.only) if part not in PARTS]
-    if unknown:
-        return _wrong(f"'{unknown[0]}' is not a part: choose from {', '.join(PARTS)}")
+    try:
+        parts = chosen([*asked.only, *asked.parts])
+    except UsageError as error:
+        return _wrong(str(error))
     if asked.limit <= 0:
         return _wrong(f"--limit must be a positive number of seconds, not {asked.limit:g}")
     if asked.only:
-        return run_here(asked.only[0], job, asked.limit)
+        return run_here(parts[0], job, asked.limit)
     if job.device == "cpu" and not job.quick:
         return _wrong("--device cpu needs --quick: only a GPU's times mean something")
     name = device_name(job.device)
     if name is None:
         return _wrong("no CUDA device found: run it on a machine with a GPU, or try it with --device cpu --quick")
-    return _run_all(asked.parts or list(PARTS), job, name, logs=Path(asked.logs), limit=asked.limit)
+    return _run_all(parts, job, name, logs=Path(asked.logs), limit=asked.limit)
 
 
 def _run_all(parts: Sequence[str], job: Job, device: str, *, logs: Path, limit: float) -> int:
@@ -334,7 +319,9 @@ def _wrong(text: str) -> int:
 
 def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m hardfast.bench.gpu", description=__doc__)
-    parser.add_argument("--parts", nargs="*", default=[], metavar="PART", help=f"some of {' '.join(PARTS)}; or all")
+    parser.add_argument(
+        "--parts", nargs="*", default=[], metavar="PART", help=f"some of {' '.join(PARTS)}; all by default"
+    )
     parser.add_argument("--limit", type=float, default=LIMIT, help="seconds that a part may take (%(default)g)")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu tries out whether all parts run")
     parser.add_argument("--quick", action="store_true", help="tiny sizes, whose times mean nothing")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, count, repeat
 from pathlib import Path
@@ -14,17 +14,16 @@ import torch
 from ..engine import console
 from ..engine.environment import choose_device, describe_environment, gpu_state
 from ..engine.errors import UsageError
-from ..engine.execution import ExecutionOptions, Precision
-from ..engine.methods import FgsmSdiOptions, Position
-from ..engine.models import ModelName, ModelOptions
-from ..engine.recipes import OptimizerOptions, Recipe
+from ..engine.execution import ExecutionOptions, Mode, Precision
+from ..engine.methods import Position
+from ..engine.recipes import Recipe
 from ..engine.run import Run
 from ..loaders import Batch, DataOptions, Dataset, Loader, ResidentLoader, open_dataset
 from ..loaders.synthetic import SyntheticShape
 from .rows import place_columns, write_rows
 from .timing import Spread, interleaved, wall_seconds
+from .variants import CHANNELS, Workload, recipe_of
 
-CHANNELS = 3
 MOST_IMAGES, MOST_BYTES, CPU_BATCHES = 50_000, 1 << 30, 4
 ROUNDS, WARMUP = 10, 2
 TARGET = 0.02
@@ -47,73 +46,25 @@ LOADERS: dict[str, Callable[[Recipe, Dataset, torch.device], Loader]] = {"reside
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LoaderWorkload:
-    """What the loaders deliver, and to which step.
-
-    Attributes:
-        model: the classifier.
-        batch: images in a batch.
-        image_size: side of an image in pixels.
-        images: in the data set; by default as many as 1 GiB holds, at most 50,000, on a CPU four batches.
-        precision: of the step.
-        k: every k-th step updates the generator; as many steps are timed at once.
-        generator_width: its hidden channels.
-    """
-
-    model: ModelName = "resnet18"
-    batch: int = 128
-    image_size: int = 32
-    images: int | None = None
-    precision: Precision = "fp32"
-    k: int = 20
-    generator_width: int = 64
-
-    def __post_init__(self) -> None:
-        for name in ("batch", "image_size", "k", "generator_width"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(self, name)}")
-        if self.images is not None and self.images < self.batch:
-            raise UsageError(f"--images {self.images} are less than a batch of {self.batch}: choose at least that")
-
-    def size(self, device: torch.device) -> int:
-        """Images in the data set."""
-        if self.images is not None:
-            return self.images
-        if device.type == "cpu":
-            return CPU_BATCHES * self.batch
-        return max(self.batch, min(MOST_IMAGES, MOST_BYTES // (CHANNELS * self.image_size**2)))
-
-    def recipe(self, device: torch.device) -> Recipe:
-        """FGSM-SDI on random images."""
-        # One more image is held out, and the learning rate is one at which random labels do not make the weights NaN.
-        shape = SyntheticShape(train_images=self.size(device) + 1, test_images=1, channels=CHANNELS)
-        return Recipe(
-            batch_size=self.batch,
-            method=FgsmSdiOptions(k=self.k, generator_width=self.generator_width),
-            data=DataOptions(name="synthetic", image_size=self.image_size, heldout=1, synthetic=shape),
-            model=ModelOptions(name=self.model),
-            optimizer=OptimizerOptions(lr=1e-3),
-            execution=ExecutionOptions(precision=self.precision),
-        )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class LoaderRow:
     """One loader, round by round, in seconds.
 
     Attributes:
+        workload: model, batch and image size.
         name: of the loader.
         images: in its data set.
-        mode: how the step is executed.
+        mode, precision: of the step.
         batch: an epoch is walked and nothing else is done; for each of its batches.
         step: a step, on a batch that lies there already.
         fed: a step, on batches from the loader.
         state: of the GPU just after the timing, from `gpu_state`.
     """
 
+    workload: Workload
     name: str
     images: int
-    mode: str
+    mode: Mode
+    precision: Precision
     batch: list[float]
     step: list[float]
     fed: list[float]
@@ -131,9 +82,11 @@ class LoaderRow:
 
 
 def bench_loaders(
-    workload: LoaderWorkload,
+    workload: Workload,
     *,
     loaders: Sequence[str] = (),
+    images: int | None = None,
+    precision: Precision = "fp32",
     device: str = "auto",
     rounds: int = ROUNDS,
     csv: Path | None = None,
@@ -142,38 +95,58 @@ def bench_loaders(
     """Times the loaders and the step that they feed, in turn in one process, and returns a table.
 
     Args:
-        workload: model, batch and images.
+        workload: model, batch and image size; k steps are timed at once.
         loaders: names out of `LOADERS`; all of them if there are none.
+        images: in the data set; by default as many as 1 GiB holds, at most 50,000, on a CPU four batches.
+        precision: of the step.
         device: auto, cpu, cuda or cuda:N.
         rounds: how often everything is timed, after two rounds that are not.
         csv, json: where the rows are also written, with device, clocks and versions.
 
     Raises:
-        UsageError: an unknown loader, fewer than two rounds, no such device, or a model that is not installed.
+        UsageError: an unknown loader or model, numbers too small, no such device, or what it cannot do.
     """
     for name in loaders:
         if name not in LOADERS:
             raise UsageError(f"--loaders {name} is not a loader: choose from {', '.join(LOADERS)}")
+    for option in ("batch", "image_size", "k", "generator_width"):
+        if getattr(workload, option) < 1:
+            raise UsageError(f"--{option.replace('_', '-')} must be at least 1, not {getattr(workload, option)}")
     if rounds < 2:
         raise UsageError(f"--rounds is {rounds}: percentiles need at least 2")
     place, why = choose_device(device)
+    images = default_images(workload, place) if images is None else images
+    if images < workload.batch:
+        raise UsageError(f"--images {images} are less than a batch of {workload.batch}: choose at least that")
     chosen = [name for name in LOADERS if name in loaders or not loaders]
     console.line(
         f"timing {', '.join(chosen)}: batch {workload.batch} at {workload.image_size}x{workload.image_size} of "
-        f"{workload.size(place)} images, steps of {workload.model}, {rounds} rounds on {place} ({why})"
+        f"{images} images, steps of {workload.model}, {rounds} rounds on {place} ({why})"
     )
-    rows = time_loaders(workload, chosen, place, rounds)
+    rows = time_loaders(workload, chosen, place, images=images, precision=precision, rounds=rounds)
     environment = describe_environment(place)
-    write_rows([_columns(row, workload, environment) for row in rows], csv=csv, json=json)
-    return table(rows, workload, on_gpu=place.type == "cuda")
+    write_rows([_columns(row, environment) for row in rows], csv=csv, json=json)
+    return table(rows, on_gpu=place.type == "cuda")
 
 
-def time_loaders(workload: LoaderWorkload, names: Sequence[str], device: torch.device, rounds: int) -> list[LoaderRow]:
+def default_images(workload: Workload, device: torch.device) -> int:
+    """Images in the data set, if the user does not say."""
+    if device.type == "cpu":
+        return CPU_BATCHES * workload.batch
+    return max(workload.batch, min(MOST_IMAGES, MOST_BYTES // (CHANNELS * workload.image_size**2)))
+
+
+def time_loaders(
+    workload: Workload, names: Sequence[str], device: torch.device, *, images: int, precision: Precision, rounds: int
+) -> list[LoaderRow]:
     """The loaders of these names, and the step, all in turn."""
-    recipe = workload.recipe(device)
-    data = open_dataset(recipe.data)
+    recipe = recipe_of(workload, "fgsm-sdi", ExecutionOptions(precision=precision))
+    shape = SyntheticShape(train_images=images + 1, test_images=1, channels=CHANNELS, num_classes=workload.classes)
+    options = DataOptions(name="synthetic", image_size=workload.image_size, heldout=1, synthetic=shape)
+    recipe = replace(recipe, data=options)
+    data = open_dataset(options)
     run = Run(recipe, data, device)
-    refused = run.prepare()
+    refused = run.prepare([Position(0, 0), Position(0, 1)])
     if refused is not None:
         console.line(f"the step is not captured as a CUDA graph: {refused}")
     first, epochs = next(run.loader.epoch(0)), count()
@@ -187,9 +160,11 @@ def time_loaders(workload: LoaderWorkload, names: Sequence[str], device: torch.d
     state = gpu_state(device)
     return [
         LoaderRow(
+            workload=workload,
             name=name,
-            images=len(data.train),
+            images=images,
             mode=run.execution.mode,
+            precision=precision,
             batch=seconds[f"{name} alone"],
             step=seconds["step"],
             fed=seconds[f"{name} fed"],
@@ -220,8 +195,8 @@ def _train(run: Run, batches: Iterable[Batch], steps: int) -> None:
         run.step(batch, Position(0, number))
 
 
-def _columns(row: LoaderRow, workload: LoaderWorkload, environment: dict[str, Any]) -> dict[str, Any]:
-    batch = Spread.of([1000 * seconds for seconds in row.batch])
+def _columns(row: LoaderRow, environment: dict[str, Any]) -> dict[str, Any]:
+    workload, batch = row.workload, Spread.of([1000 * seconds for seconds in row.batch])
     figures = {"median_ms": batch.median, "p20_ms": batch.p20, "p80_ms": batch.p80}
     figures["step_ms"] = 1000 * Spread.of(row.step).median
     for name, spread in (("share", row.share), ("added", row.added)):
@@ -232,10 +207,10 @@ def _columns(row: LoaderRow, workload: LoaderWorkload, environment: dict[str, An
         "batch": workload.batch,
         "image_size": workload.image_size,
         "images": row.images,
-        "images_per_s": round(workload.batch / Spread.of(row.batch).median),
+        "images_per_second": round(workload.batch / Spread.of(row.batch).median),
         **{name: float(f"{value:.5g}") for name, value in figures.items()},
         "mode": row.mode,
-        "precision": workload.precision,
+        "precision": row.precision,
         "k": workload.k,
         "generator_width": workload.generator_width,
         "rounds": len(row.step),
@@ -243,12 +218,12 @@ def _columns(row: LoaderRow, workload: LoaderWorkload, environment: dict[str, An
     }
 
 
-def table(rows: Sequence[LoaderRow], workload: LoaderWorkload, *, on_gpu: bool) -> str:
+def table(rows: Sequence[LoaderRow], *, on_gpu: bool) -> str:
     """Shares of a step; on a GPU also times, images per second and whether the target is met."""
     lines = []
     for row in rows:
         batch, step = Spread.of(row.batch).median, Spread.of(row.step).median
-        times = [f"{workload.batch / batch:.0f}", f"{1e6 * batch:.1f}", f"{1e3 * step:.2f}"] if on_gpu else []
+        times = [f"{row.workload.batch / batch:,.0f}", f"{1e6 * batch:.1f}", f"{1e3 * step:.2f}"] if on_gpu else []
         lines.append([row.name, *times, _percent(row.share), _percent(row.added)])
     header = ["loader", *(["images/s", "batch us", "step ms"] if on_gpu else []), "batch / step", "added to a step"]
     said = console.table(header, lines)

@@ -9,10 +9,25 @@ from pathlib import Path
 
 import pytest
 
-from hardfast.bench import gpu
-from hardfast.bench.gpu import FAILED, OK, SKIPPED, Failed, Skipped, each, main, run_apart, slug
+from hardfast.bench.gpu import (
+    FAILED,
+    OK,
+    PARTS,
+    SKIPPED,
+    WORKLOADS,
+    Job,
+    Skipped,
+    chosen,
+    main,
+    run_apart,
+    slug,
+    workload,
+)
+from hardfast.bench.variants import Workload
+from hardfast.engine.errors import UsageError
 
 ROOT = Path(__file__).parent.parent.parent
+PART = "loaders-resnet18-128x32"
 
 
 def run(folder: Path, *words: str) -> int:
@@ -31,21 +46,21 @@ def without_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_part_fails_and_the_next_one_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     blocked = tmp_path / "results/cpu/kernels.csv"
     blocked.mkdir(parents=True)
-    assert run(tmp_path, "--parts", "kernels", "loaders") == 1
-    assert (tmp_path / "results/cpu/loaders-resnet8-4x8.csv").read_text().startswith("loader,")
+    assert run(tmp_path, "--parts", "kernels", PART) == 1
+    assert (tmp_path / "results/cpu/loaders-resnet18-128x32.csv").read_text().startswith("loader,")
     said = capsys.readouterr().out.splitlines()
-    assert said[0].startswith("kernels, loaders on cpu: ")
+    assert said[0].startswith(f"kernels, {PART} on cpu: ")
     assert said[1] == f"kernels: begins, log in {tmp_path}/logs/kernels.log"
     reason = f"failed (exit code 1): --csv {blocked} is a folder: name a file in it"
     assert said[2].startswith(f"kernels: {reason}, ")
     assert said[3] == f"  | --csv {blocked} is a folder: name a file in it"
-    assert said[4] == f"loaders: begins, log in {tmp_path}/logs/loaders.log"
-    assert said[5].startswith("loaders: ok, ")
+    assert said[4] == f"{PART}: begins, log in {tmp_path}/logs/{PART}.log"
+    assert said[5].startswith(f"{PART}: ok, ")
     header, kernels, loaders = said[-3:]
     assert header.split() == ["part", "s", "result", "files"]
     assert (kernels.split()[0], reason in kernels) == ("kernels", True)
-    assert (loaders.split()[2:]) == ["ok", "loaders-resnet8-4x8.csv"]
-    assert "batch / step" in (tmp_path / "logs/loaders.log").read_text()
+    assert (loaders.split()[2:]) == ["ok", "loaders-resnet18-128x32.csv"]
+    assert "batch / step" in (tmp_path / f"logs/{PART}.log").read_text()
 
 
 def test_a_part_over_its_limit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -93,19 +108,22 @@ def test_what_becomes_of_a_part(
     assert outcome.files == ["new", "replaced"]
 
 
-def test_each_goes_on_after_a_failure(capsys: pytest.CaptureFixture[str]) -> None:
-    def fails() -> str:
-        raise ValueError("no memory\nat all")
+def test_names_of_several_parts() -> None:
+    assert chosen([]) == list(PARTS)
+    assert chosen(["kernels", "tests"]) == ["tests", "kernels"]
+    assert chosen(["step", "tests"]) == ["tests", *(f"step-{name}" for name in WORKLOADS)]
+    assert chosen(["step-resnet18"]) == [f"step-resnet18-{shape}" for shape in ("128x32", "512x32", "1024x32")]
+    for word in ("st", "step-", "resnet18", ""):
+        with pytest.raises(UsageError, match=f"^'{word}' is not a part"):
+            chosen([word])
 
-    def skips() -> str:
-        raise Skipped("torchvision is not installed")
 
-    with pytest.raises(Failed, match=r"^first: ValueError: no memory$"):
-        each({"first": fails, "second": skips, "third": lambda: "a table"})
-    said = capsys.readouterr()
-    assert said.out.splitlines()[-2:] == ["third", "a table"]
-    assert "skipped: second: torchvision is not installed" in said.out
-    assert "ValueError: no memory" in said.err  # with its traceback
+def test_torchvision_is_asked_for_where_it_is_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    job = Job(device="cpu", quick=False, results=tmp_path)
+    with pytest.raises(Skipped, match=r"^torchvision is not installed$"):
+        workload("resnet50-128x224", job)
+    assert workload("preact_resnet18-512x64", job) == Workload(model="preact_resnet18", batch=512, image_size=64)
 
 
 @pytest.mark.parametrize(
@@ -176,5 +194,5 @@ def test_every_part_from_the_source_tree(
 ) -> None:
     monkeypatch.chdir(ROOT)
     assert run(tmp_path) == 0
-    table = capsys.readouterr().out.splitlines()[-len(gpu.PARTS) :]
-    assert [line.split()[0] for line in table] == list(gpu.PARTS)
+    table = capsys.readouterr().out.splitlines()[-len(PARTS) :]
+    assert [line.split()[0] for line in table] == list(PARTS)

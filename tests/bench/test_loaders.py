@@ -12,21 +12,30 @@ import pytest
 import torch
 
 from hardfast.bench import loaders
-from hardfast.bench.loaders import LoaderRow, LoaderWorkload, table, time_loaders
+from hardfast.bench.loaders import LoaderRow, default_images, table, time_loaders
+from hardfast.bench.variants import Workload
 from hardfast.loaders import Batch
 
 pytest.importorskip("tyro")
 from hardfast.engine import cli
 
-SMALL = LoaderWorkload(model="resnet8", batch=4, image_size=8, images=11, k=3, generator_width=4)
+SMALL = Workload(model="resnet8", batch=4, image_size=8, k=3, generator_width=4)
 WORDS = ["--model", "resnet8", "--batch", "4", "--image-size", "8", "--images", "11", "--k", "3"]
 WORDS += ["--generator-width", "4", "--rounds", "2", "--device", "cpu"]
 CPU = torch.device("cpu")
 
 
-def row(name: str = "resident") -> LoaderRow:
+def row(name: str = "resident", batch: tuple[float, float] = (1e-4, 3e-4)) -> LoaderRow:
     return LoaderRow(
-        name=name, images=11, mode="captured", batch=[1e-4, 3e-4], step=[0.01, 0.01], fed=[0.011, 0.012], state={}
+        workload=SMALL,
+        name=name,
+        images=11,
+        mode="captured",
+        precision="bf16",
+        batch=list(batch),
+        step=[0.01, 0.01],
+        fed=[0.011, 0.012],
+        state={},
     )
 
 
@@ -40,7 +49,7 @@ def test_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert 0 < found["p20_ms"] <= found["median_ms"] <= found["p80_ms"]
     assert 0 < found["share_p20"] <= found["share"] <= found["share_p80"]
     assert found["added_p20"] <= found["added"] <= found["added_p80"]
-    assert found["images_per_s"] == pytest.approx(4000 / found["median_ms"], rel=1e-2)
+    assert found["images_per_second"] == pytest.approx(4000 / found["median_ms"], rel=1e-2)
     assert found["device"].startswith("cpu ")
     assert {"date", "git", "threads", "sm_clock_mhz", "driver", "triton", "cuda", "cudnn"} < set(found)
     with paths[0].open() as file:
@@ -69,7 +78,7 @@ def test_what_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
                 yield batch
 
     monkeypatch.setitem(loaders.LOADERS, "counting", Counting)
-    (timed,) = time_loaders(SMALL, ["counting"], CPU, rounds=2)
+    (timed,) = time_loaders(SMALL, ["counting"], CPU, images=11, precision="fp32", rounds=2)
     rounds = 2 + loaders.WARMUP
     assert (timed.name, timed.images, timed.mode) == ("counting", 11, "eager")
     assert [len(seconds) for seconds in (timed.batch, timed.step, timed.fed)] == [2, 2, 2]
@@ -92,7 +101,7 @@ def test_the_step_is_that_of_training(monkeypatch: pytest.MonkeyPatch) -> None:
             self.step = watched
 
     monkeypatch.setattr(loaders, "Run", Watched)
-    time_loaders(SMALL, ["resident"], CPU, rounds=2)
+    time_loaders(SMALL, ["resident"], CPU, images=11, precision="fp32", rounds=2)
     cycle = [(0, True), (1, False), (2, False)]
     assert positions == cycle * 2 * (2 + loaders.WARMUP)  # with the loader and without
 
@@ -104,23 +113,22 @@ def test_share_and_what_is_added() -> None:
 
 
 def test_the_table_of_a_gpu() -> None:
-    said = table([row(), row("other")], SMALL, on_gpu=True)
+    said = table([row(), row("other")], on_gpu=True)
     line = next(line for line in said.splitlines() if line.startswith("resident "))
-    assert line.split()[:4] == ["resident", "20000", "200.0", "10.00"]
+    assert line.split()[:4] == ["resident", "20,000", "200.0", "10.00"]
     assert said.splitlines()[-1] == "resident: 2.00% of a step (target: at most 2%): met"
-    slow = LoaderRow(
-        name="resident", images=11, mode="captured", batch=[1e-3] * 2, step=[0.01] * 2, fed=[0.01] * 2, state={}
-    )
-    assert table([slow], SMALL, on_gpu=True).endswith("10.00% of a step (target: at most 2%): not met")
+    slow = table([row(batch=(1e-3, 1e-3))], on_gpu=True)
+    assert slow.endswith("10.00% of a step (target: at most 2%): not met")
 
 
 def test_sizes_of_the_data_set() -> None:
-    gpu = torch.device("cuda")
-    assert LoaderWorkload().size(gpu) == 50_000
-    assert LoaderWorkload(image_size=224).size(gpu) == (1 << 30) // (3 * 224 * 224)
-    assert LoaderWorkload(image_size=4096, batch=64).size(gpu) == 64
-    assert LoaderWorkload(batch=64).size(CPU) == 256
-    assert LoaderWorkload(images=500).size(gpu) == 500
+    def images(batch: int, size: int, device: str) -> int:
+        return default_images(Workload(model="resnet18", batch=batch, image_size=size), torch.device(device))
+
+    assert images(128, 32, "cuda") == 50_000
+    assert images(128, 224, "cuda") == (1 << 30) // (3 * 224 * 224)
+    assert images(64, 4096, "cuda") == 64
+    assert images(64, 4096, "cpu") == 256
 
 
 @pytest.mark.parametrize(
