@@ -13,13 +13,19 @@ def make_sgd(
 ) -> torch.optim.SGD:
     """SGD without Nesterov's correction over every parameter.
 
-    On a GPU it is one fused kernel, and the learning rate lies on the device, where a captured graph reads it.
+    On a GPU it is one fused kernel, and the learning rate lies on the device, where a captured graph reads it. The
+    momenta begin at zero, which gives the same first step as none: torch's fused SGD would allocate them in its first
+    step, and where loss scaling leaves that step out, go on with whatever that memory held.
     """
     cuda = execution.device.type == "cuda"
     rate = torch.tensor(lr, device=execution.device) if cuda else lr
-    return torch.optim.SGD(
+    optimizer = torch.optim.SGD(
         net.parameters(), lr=rate, momentum=momentum, weight_decay=weight_decay, fused=_fused(execution)
     )
+    if momentum:
+        for parameter in net.parameters():
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer
 
 
 def make_adam(net: nn.Module, execution: Execution, *, lr: float, weight_decay: float) -> torch.optim.Adam:

@@ -56,7 +56,7 @@ class Run:
         self.recipe, self.data, self.device = recipe, data, device
         self.shape = NetShape(num_classes=data.num_classes, in_channels=data.image_shape[2])
         if execution is None:
-            execution = choose_execution(recipe.execution, device, uncapturable=_uncapturable(recipe))
+            execution = choose_execution(recipe.execution, device, uncapturable=why_uncapturable(recipe))
         self.execution = execution
         net = seeded_initialisation(partial(build_model, recipe.model, self.shape), recipe.seed)
         self.net = placed(net, execution, channels=self.shape.in_channels, tile=4).train()
@@ -230,7 +230,7 @@ class Run:
         return {f"metrics/{name}": value for name, value in self.method.metrics().items()}
 
 
-def _uncapturable(recipe: Recipe) -> str | None:
+def why_uncapturable(recipe: Recipe) -> str | None:
     """Why the steps of a recipe cannot be CUDA graphs, if they cannot."""
     if recipe.schedule.cycle_momentum:
         return "schedule.cycle-momentum changes the momentum from step to step, which a graph would freeze"
