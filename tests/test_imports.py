@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import textwrap
+from collections.abc import Collection
 from importlib import metadata
 from pathlib import Path
 
@@ -16,7 +18,7 @@ MISSING = (
     *("tyro", "pydantic", "tqdm", "safetensors", "matplotlib", "torchvision", "scipy", "sklearn"),
     *("pytest", "hypothesis", "rich", "docstring_parser"),
 )
-WITHOUT = f"""
+WITHOUT = """
 import sys
 
 class Without:
@@ -27,7 +29,7 @@ class Without:
         return getattr(self.finder, name)
 
     def find_spec(self, name, path=None, target=None):
-        return None if name.partition(".")[0] in {MISSING} else self.finder.find_spec(name, path, target)
+        return None if name.partition(".")[0] in MISSING else self.finder.find_spec(name, path, target)
 
 sys.meta_path[:] = map(Without, sys.meta_path)
 """
@@ -38,10 +40,11 @@ NEED_MORE = {
 ROOT = Path(__file__).parent.parent
 
 
-def run(program: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    """A program on a machine where the packages of `MISSING` are missing."""
-    words = [sys.executable, "-c", WITHOUT + textwrap.dedent(program)]
-    return subprocess.run(words, cwd=folder, capture_output=True, text=True, timeout=300)
+def run(program: str, folder: Path, missing: Collection[str] = MISSING) -> subprocess.CompletedProcess[str]:
+    """A program on a machine where some packages are missing."""
+    words = [sys.executable, "-c", f"MISSING = {set(missing)}\n{WITHOUT}{textwrap.dedent(program)}"]
+    environment = os.environ | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}  # plugins are missing too
+    return subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
 
 
 def modules() -> list[str]:
@@ -76,6 +79,18 @@ def test_nothing_else_is_imported(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert "generator" in done.stdout
+
+
+def test_pytest_alone_finds_the_tests_of_a_gpu() -> None:
+    program = """
+    import pytest
+    raise SystemExit(pytest.main(["-m", "gpu", "--collect-only", "-q", "-p", "no:cacheprovider"]))
+    """
+    missing = {*MISSING, "pytest_benchmark", "xdist", "pyautoattack"} - {"pytest"}
+    done = run(program, ROOT, missing)
+    assert done.returncode == 0, done.stdout
+    for name in ("test_gpu.py", "kernels/test_gpu_kernels.py"):
+        assert f"tests/{name}::" in done.stdout
 
 
 def test_what_is_missing_is_named(tmp_path: Path) -> None:
