@@ -14,7 +14,7 @@ import tyro
 from ..engine import console, recipes
 from ..engine.errors import UsageError
 from ..engine.evaluation import AttackName
-from ..engine.execution import Mode, Precision
+from ..engine.execution import ExecutionOptions, Mode, Precision
 from ..engine.models import ModelName
 from ..engine.parsing import parse, recipe_name
 from ..engine.recipes import Recipe
@@ -24,6 +24,7 @@ from .kernels import bench_kernels
 from .loaders import ROUNDS, bench_loaders
 from .methods import compare_methods
 from .step import bench_step
+from .train import ATTACKED_WITH, TrainData, Training, bench_train
 from .variants import DEFAULT_NAMES, Workload
 
 
@@ -263,6 +264,86 @@ def run_bench_loaders(argv: Sequence[str]) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
+class BenchTrainArguments:
+    """Time to robustness: a whole training with a cyclic learning rate, warm-up (with compilation) and capture apart,
+    then attacks on the last weights. No run folder is written. On a CPU ratios and accuracies only.
+    """
+
+    data: TrainData = "auto"
+    """fashion-mnist (made 32x32 with three channels), cifar10, digits, or synthetic: random images, whose accuracy is
+    not reported. auto: fashion-mnist where its files are found, else synthetic."""
+
+    data_root: str = "data"
+    """Folder that holds the data sets."""
+
+    epochs: int = 30
+    """Of the one cycle of the learning rate."""
+
+    images: int | None = None
+    """Train on the first so many images; by default 50,000, or all of a smaller set."""
+
+    model: ModelName = "resnet18"
+    """Classifier."""
+
+    batch: int = 128
+    """Images in a step."""
+
+    method: str = "fgsm-sdi"
+    """How adversarial images are made: fgsm-sdi, fgsm-rs, pgd-at, standard."""
+
+    epsilon: str | None = None
+    """Radius; by default the data set's: 8/255 for photographs and random images, 16/255 for fashion-mnist, 32/255 for
+    the digits."""
+
+    attacks: Annotated[tuple[AttackName, ...], tyro.conf.arg(metavar="[ATTACK ...]")] = ATTACKED_WITH
+    """Attacks on the last weights."""
+
+    aa_samples: int | None = None
+    """Also AutoAttack, on the first so many test images; needs pyautoattack."""
+
+    seeds: tuple[int, ...] = (0,)
+    """A training for each of these seeds."""
+
+    csv: str | None = None
+    """Also write the rows to this file."""
+
+    json: str | None = None
+    """Also write the rows to this file, as a list of objects with the columns of the CSV."""
+
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+
+    execution: ExecutionOptions = field(default_factory=ExecutionOptions)
+
+
+def run_bench_train(argv: Sequence[str]) -> None:
+    """hardfast bench train [options]"""
+    asked = parse(BenchTrainArguments, argv, "hardfast bench train")
+    training = Training(
+        data=asked.data,
+        data_root=asked.data_root,
+        epochs=asked.epochs,
+        images=asked.images,
+        model=asked.model,
+        batch=asked.batch,
+        method=asked.method,
+        epsilon=asked.epsilon,
+        execution=asked.execution,
+    )
+    table = bench_train(
+        training,
+        seeds=asked.seeds,
+        attacks=asked.attacks,
+        aa_samples=asked.aa_samples,
+        device=asked.device,
+        csv=None if asked.csv is None else Path(asked.csv),
+        json=None if asked.json is None else Path(asked.json),
+    )
+    console.line()
+    console.line(table)
+
+
+@dataclass(frozen=True, kw_only=True)
 class BenchMachineCodeArguments:
     """Compiles every kernel for V100, A100 and H100 (sm_70, sm_80, sm_90) and reads registers, spills and the widths of
     its memory accesses from the machine code. Needs no GPU.
@@ -294,6 +375,7 @@ BENCHMARKS: dict[str, Callable[[Sequence[str]], None]] = {
     "kernels": run_bench_kernels,
     "step": run_bench_step,
     "loaders": run_bench_loaders,
+    "train": run_bench_train,
     "machine-code": run_bench_machine_code,
 }
 
