@@ -17,6 +17,7 @@ from ..engine.autoattack import check_available
 from ..engine.environment import choose_device, describe_environment
 from ..engine.errors import Stopped, UsageError
 from ..engine.evaluation import LIBRARY_ATTACKS, earlier_attacks, evaluate, identity
+from ..engine.execution import Execution
 from ..engine.methods import FgsmSdiOptions, Position, method_options
 from ..engine.recipes import Recipe
 from ..engine.run import Run
@@ -119,7 +120,8 @@ def _step_ratios(variants: dict[str, Recipe], device: torch.device) -> dict[str,
     cycle = max([r.method.k for r in variants.values() if isinstance(r.method, FgsmSdiOptions)], default=1)
     calls = {name: _steps(recipe, cycle, device) for name, recipe in variants.items()}
     console.line(f"timing {cycle} steps of each of {', '.join(variants)}, in turn, {ROUNDS} times")
-    seconds = interleaved_seconds(calls, repeats=ROUNDS, warmup=WARMUP, device=device)
+    with Execution(device=device).numerics():
+        seconds = interleaved_seconds(calls, repeats=ROUNDS, warmup=WARMUP, device=device)
     base = next(iter(variants))
     return {name: paired_ratio(seconds, name, base) for name in variants}
 

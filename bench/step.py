@@ -14,7 +14,7 @@ import torch
 from ..engine import console
 from ..engine.environment import choose_device, describe_environment, gpu_state
 from ..engine.errors import UsageError
-from ..engine.execution import ExecutionOptions, Mode, Precision, choose_execution
+from ..engine.execution import Execution, ExecutionOptions, Mode, Precision, choose_execution
 from .rows import place_columns, write_rows
 from .timing import Spread, interleaved_seconds
 from .variants import BASELINES, DEFAULT_NAMES, NAMES, OURS, BuiltStep, Variant, Workload, build
@@ -55,8 +55,8 @@ def bench_step(
         names: variants out of `NAMES`; `plain` and `fgsm-sdi` are always among them.
         modes: how our steps are executed, the first one being what others are compared with; by default captured,
             compiled and eager on a GPU, eager on a CPU.
-        precisions: of our steps, the first one likewise; by default half precision and fp32 on a GPU, fp32 on a CPU.
-            The released baselines are in fp32, the tuned ones in the first of these.
+        precisions: of our steps, the first one likewise; by default half precision on a GPU, fp32 on a CPU. The
+            released baselines are in fp32, the tuned ones in the first of these.
         device: auto, cpu, cuda or cuda:N.
         rounds: how often each step is timed, after two that are not; by default 50 times on a GPU, 20 on a CPU.
         csv, json: where the rows are also written.
@@ -78,7 +78,7 @@ def bench_step(
         f"timing {len(wanted)} variants: {workload.model}, batch {workload.batch} at {size}x{size}, k = {workload.k}, "
         f"{rounds} rounds on {place} ({why})"
     )
-    with _room_to_compile():
+    with _room_to_compile(), Execution(device=place).numerics():  # the baselines get the same switches
         steps = _built(wanted, workload, place)
         seconds = _timed(steps, rounds, place)
     rows = []
@@ -104,18 +104,18 @@ def _check(workload: Workload, names: Sequence[str], rounds: int) -> None:
 def _precisions(device: torch.device) -> tuple[Precision, ...]:
     if device.type == "cpu":
         return ("fp32",)
-    return ("bf16", "fp32") if torch.cuda.get_device_capability(device) >= (8, 0) else ("fp16", "fp32")
+    return ("bf16",) if torch.cuda.get_device_capability(device) >= (8, 0) else ("fp16",)
 
 
 def _variants(names: Sequence[str], modes: Sequence[Mode], precisions: Sequence[Precision]) -> list[Variant]:
-    """Ours in all modes and precisions, the baselines once each."""
+    """`plain` and `fgsm-sdi` in all modes and precisions, everything else once."""
     chosen = [name for name in NAMES if name in ("plain", "fgsm-sdi", *names)]
     found = [
         Variant(name=name, mode=mode, precision=precision)
         for name in chosen
         if name in OURS
-        for precision in precisions
-        for mode in modes
+        for precision in (precisions if name in ("plain", "fgsm-sdi") else precisions[:1])
+        for mode in (modes if name in ("plain", "fgsm-sdi") else modes[:1])
     ]
     of_baseline: dict[str, tuple[Mode, Precision]] = {
         "released": ("eager", "fp32"),

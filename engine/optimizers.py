@@ -30,7 +30,9 @@ def make_sgd(
 
 def make_adam(net: nn.Module, execution: Execution, *, lr: float, weight_decay: float) -> torch.optim.Adam:
     """Adam with a constant learning rate over every parameter; on a GPU one fused kernel that counts its own steps."""
-    return torch.optim.Adam(net.parameters(), lr=lr, weight_decay=weight_decay, fused=_fused(execution))
+    return torch.optim.Adam(
+        net.parameters(), lr=lr, weight_decay=weight_decay, fused=_fused(execution), capturable=execution.capture
+    )
 
 
 def _fused(execution: Execution) -> bool | None:
