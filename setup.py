@@ -36,6 +36,7 @@ setup(
         "triton; platform_system == 'Linux'",
         "numpy",
         "scikit-learn",  # the embedded digits
+        "matplotlib",  # the pictures of profile
         "safetensors",
         "pydantic>=2.12",  # strict reading of config.json
         "tyro>=1,<2",  # parsing.py reads the layout of its messages

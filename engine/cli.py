@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated
 
@@ -26,6 +27,7 @@ from .trainer import train
 
 DONE, WRONG_USE, STOPPED, DIVERGED, INTERRUPTED = 0, 2, 75, 76, 130
 SHORT_EVALUATION_SAMPLES = 1000
+METHOD = tyro.conf.arg(name="method", metavar="{" + ",".join(METHODS) + "}")
 
 HELP = """\
 hardfast: adversarially robust image classifiers, fast
@@ -34,6 +36,7 @@ hardfast: adversarially robust image classifiers, fast
   hardfast train RECIPE --out DIR           trains; the same command resumes; ends with a short evaluation
   hardfast evaluate DIR                     attacks a trained run: table, and DIR/evaluation.json
   hardfast data list | prepare NAME         the data sets; fetches one and checks it
+  hardfast profile RECIPE                   where the time of a training step goes, phase by phase
   hardfast bench methods RECIPE --out DIR   trains and attacks several methods over several seeds: a table
   hardfast bench kernels                    times every kernel beside plain PyTorch, compiled PyTorch and a copy
   hardfast bench step                       a training step beside plain training and FGSM-SDI as others run it
@@ -52,7 +55,7 @@ class TrainArguments:
     out: str
     """Folder of the run: new, or holding this very run."""
 
-    method: Annotated[str, tyro.conf.arg(name="method", metavar="{" + ",".join(METHODS) + "}")] = "fgsm-sdi"
+    method: Annotated[str, METHOD] = "fgsm-sdi"
     """Train with another method than the recipe's: its own options take their defaults, everything else (epsilon, box,
     label smoothing, schedule) stays as the recipe has it."""
 
@@ -68,14 +71,9 @@ class TrainArguments:
 def run_train(argv: Sequence[str]) -> int:
     """hardfast train RECIPE --out DIR [overrides]"""
     name, rest = recipe_name("train", argv)
-    recipe = recipes.get(name)
-    wanted = _value_of("--method", rest)
-    if wanted is not None and wanted != recipe.method.name:
-        recipe = replace(recipe, method=method_options(wanted))
+    recipe = _with_method(recipes.get(name), rest)
     default = TrainArguments(out=tyro.MISSING, method=recipe.method.name, recipe=recipe)
     asked = parse(TrainArguments, rest, f"hardfast train {name}", default=default)
-    if asked.method != asked.recipe.method.name:
-        raise UsageError(f"--method is given twice, as {wanted} and {asked.method}: give it once")
     outcome = train(asked.recipe, asked.out, device=asked.device)
     if outcome.stopped:
         raise Stopped(f"stopped on request; everything is saved in {outcome.folder}, the same command resumes")
@@ -199,14 +197,84 @@ def run_bench(argv: Sequence[str]) -> int:
     return DONE
 
 
-def _value_of(flag: str, argv: Sequence[str]) -> str | None:
-    """The word after `flag`, or behind its equals sign: the method decides which other options there are."""
-    for place, word in enumerate(argv):
-        if word.startswith(f"{flag}="):
-            return word.removeprefix(f"{flag}=")
-        if word == flag and place + 1 < len(argv):
-            return argv[place + 1]
-    return None
+@dataclass(frozen=True, kw_only=True)
+class ProfileArguments:
+    """Times the phases of a recipe's training step, loader included, beside what each has to compute and to move.
+
+    Units are operations over those of a forward pass of the classifier. The floor is the time that the convolutions,
+    matrix products and our own kernels need at the peak rate and the bandwidth measured on the spot, with everything
+    else fused into them.
+    """
+
+    steps: int | None = None
+    """Steps of each kind (ordinary, and updating the generator) that are timed; by default 50 on a GPU, 20 on a CPU."""
+
+    trace: str | None = None
+    """Also write a Chrome trace of a few more steps to this file, with the phases as ranges; open it in Perfetto. The
+    replay of a captured graph shows no ranges, neither here nor in nsys (NVTX): use --execution.mode compiled there."""
+
+    csv: str | None = None
+    """Also write the rows to this file, those of each kind of step as well: times, counts, device and versions."""
+
+    json: str | None = None
+    """Also write the rows to this file, as a list of objects with the columns of the CSV."""
+
+    png: str | None = None
+    """Also draw the table into this file; needs matplotlib."""
+
+    method: Annotated[str, METHOD] = "fgsm-sdi"
+    """Profile another method than the recipe's, with the default options of its own."""
+
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+
+    recipe: Annotated[Recipe, tyro.conf.arg(name="")] = field(default_factory=Recipe)
+
+
+def run_profile(argv: Sequence[str]) -> int:
+    """hardfast profile RECIPE [overrides]"""
+    from ..bench.profile import profile_step  # bench imports the engine, so not at the top
+
+    name, rest = recipe_name("profile", argv)
+    recipe = _with_method(recipes.get(name), rest)
+    default = ProfileArguments(method=recipe.method.name, recipe=recipe)
+    asked = parse(ProfileArguments, rest, f"hardfast profile {name}", default=default)
+    report = profile_step(
+        asked.recipe,
+        device=asked.device,
+        steps=asked.steps,
+        trace=_path(asked.trace),
+        csv=_path(asked.csv),
+        json=_path(asked.json),
+        png=_path(asked.png),
+    )
+    console.line()
+    console.line(report)
+    return DONE
+
+
+def _path(word: str | None) -> Path | None:
+    return None if word is None else Path(word)
+
+
+def _with_method(recipe: Recipe, argv: Sequence[str]) -> Recipe:
+    """The recipe with the method that `--method` names: it decides which other options there are.
+
+    Raises:
+        UsageError: it names two, or none that there is.
+    """
+    wanted = _values_of("--method", argv)
+    if len(set(wanted)) > 1:
+        raise UsageError(f"--method is given twice, as {wanted[0]} and {wanted[-1]}: give it once")
+    if not wanted or wanted[0] == recipe.method.name:
+        return recipe
+    return replace(recipe, method=method_options(wanted[0]))
+
+
+def _values_of(flag: str, argv: Sequence[str]) -> list[str]:
+    """The words after each `flag`, or behind its equals sign."""
+    separate = [value for word, value in pairwise(argv) if word == flag]
+    return separate + [word.removeprefix(f"{flag}=") for word in argv if word.startswith(f"{flag}=")]
 
 
 def _no_options(command: str, argv: Sequence[str]) -> None:
@@ -219,6 +287,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "train": run_train,
     "evaluate": run_evaluate,
     "data": run_data,
+    "profile": run_profile,
     "bench": run_bench,
 }
 
