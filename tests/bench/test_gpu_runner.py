@@ -20,6 +20,7 @@ from hardfast.bench.gpu import (
     chosen,
     main,
     run_apart,
+    run_tests,
     slug,
     workload,
 )
@@ -74,8 +75,8 @@ def test_nothing_is_left_of_a_part_that_hangs(tmp_path: Path) -> None:
     outcome = run_apart("hangs", command, results=tmp_path, log=tmp_path / "log", limit=2)
     assert (outcome.code, outcome.result) == (FAILED, "over the limit of 2 s")
     assert (tmp_path / "log").read_text() == "waiting\n"
-    found = subprocess.run(["/bin/ps", "-o", "stat=", (tmp_path / "pid").read_text()], capture_output=True, text=True)
-    assert found.stdout.strip() in ("", "Z")  # gone, or dead and not yet collected
+    status = Path("/proc", (tmp_path / "pid").read_text().strip(), "status")
+    assert not status.exists() or "State:\tZ" in status.read_text()  # gone, or dead and not yet collected
 
 
 @pytest.mark.parametrize(
@@ -88,6 +89,11 @@ def test_nothing_is_left_of_a_part_that_hangs(tmp_path: Path) -> None:
             "ok; skipped: a net: torchvision is not installed",
         ),
         ("print('skipped: no pytest'); raise SystemExit(77)", SKIPPED, "skipped: no pytest"),
+        (
+            "import os; raise SystemExit('interpreter ' + os.environ['TRITON_INTERPRET'])",
+            FAILED,
+            "failed (exit code 1): interpreter 0",
+        ),
         ("raise SystemExit(3)", FAILED, "failed (exit code 3): it said nothing"),
         ("raise OSError('the disk is full')", FAILED, "failed (exit code 1): OSError: the disk is full"),
         ("import os; print('so far', flush=True); os.abort()", FAILED, "failed (SIGABRT): so far"),
@@ -118,9 +124,12 @@ def test_names_of_several_parts() -> None:
             chosen([word])
 
 
-def test_torchvision_is_asked_for_where_it_is_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_packages_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.chdir(ROOT)
     job = Job(device="cpu", quick=False, results=tmp_path)
+    with pytest.raises(Skipped, match=r"^pytest is not installed$"):
+        run_tests(job)
     with pytest.raises(Skipped, match=r"^torchvision is not installed$"):
         workload("resnet50-128x224", job)
     assert workload("preact_resnet18-512x64", job) == Workload(model="preact_resnet18", batch=512, image_size=64)
