@@ -17,14 +17,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..engine import console
 from ..engine.errors import UsageError
-from ..engine.execution import Precision
+from ..engine.execution import Mode, Precision
 from ..engine.models import ModelName
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 OK, FAILED, WRONG_USE, SKIPPED = 0, 1, 2, 77
 LIMIT = 600.0
-RESULTS, QUICK_RESULTS = "bench/results", "runs/gpu/quick"
+RESULTS, QUICK_RESULTS, LOGS = "bench/results", "runs/gpu/quick", "runs/gpu"
 SKIP_MARK = "skipped: "
 WORKLOADS: dict[str, tuple[ModelName, int, int]] = {
     "resnet18-128x32": ("resnet18", 128, 32),
@@ -124,16 +124,49 @@ def run_step(name: str, job: Job) -> None:
 
 def run_loaders(name: str, job: Job) -> None:
     """`hardfast bench loaders` for one of `WORKLOADS`, beside a step in half precision."""
-    import torch
-
     from .loaders import ROUNDS, bench_loaders
 
-    precision: Precision = "fp32"
-    if job.device == "cuda":
-        precision = "bf16" if torch.cuda.get_device_capability() >= (8, 0) else "fp16"
     rounds = 2 if job.quick else ROUNDS
     csv = job.results / f"loaders-{name}.csv"
-    console.line(bench_loaders(workload(name, job), precision=precision, device=job.device, rounds=rounds, csv=csv))
+    console.line(bench_loaders(workload(name, job), precision=half(job), device=job.device, rounds=rounds, csv=csv))
+
+
+def run_profile(mode: Mode, job: Job) -> None:
+    """`hardfast profile` of the paper's ResNet18 on random images, in half precision; the trace goes to `LOGS`."""
+    from ..engine import recipes
+    from ..engine.execution import ExecutionOptions
+    from ..engine.methods import FgsmSdiOptions
+    from ..loaders import DataOptions
+    from .profile import profile_step
+
+    execution = ExecutionOptions(mode="eager" if job.device == "cpu" else mode, precision=half(job))
+    recipe = replace(recipes.get("cifar10-resnet18"), data=DataOptions(name="synthetic"), execution=execution)
+    if job.quick:
+        tiny = DataOptions(name="synthetic", image_size=16)
+        recipe = replace(recipe, data=tiny, batch_size=2, method=FgsmSdiOptions(k=2, generator_width=4))
+    png = None
+    if importlib.util.find_spec("matplotlib") is None:
+        console.line(f"{SKIP_MARK}the picture: matplotlib is not installed")
+    else:
+        png = job.results / f"profile-{mode}.png"
+    report = profile_step(
+        recipe,
+        device=job.device,
+        steps=2 if job.quick else None,
+        trace=Path(LOGS) / f"profile-{mode}.trace.json",
+        csv=job.results / f"profile-{mode}.csv",
+        png=png,
+    )
+    console.line(report)
+
+
+def half(job: Job) -> Precision:
+    """What tensor cores multiply; on a CPU fp32."""
+    import torch
+
+    if job.device == "cpu":
+        return "fp32"
+    return "bf16" if torch.cuda.get_device_capability() >= (8, 0) else "fp16"
 
 
 def workload(name: str, job: Job) -> Workload:
@@ -157,6 +190,8 @@ PARTS: dict[str, Callable[[Job], None]] = {
     "kernels": run_kernels,
     **{f"step-{name}": partial(run_step, name) for name in WORKLOADS},
     **{f"loaders-{name}": partial(run_loaders, name) for name in WORKLOADS},
+    "profile-captured": partial(run_profile, "captured"),
+    "profile-compiled": partial(run_profile, "compiled"),
 }
 
 
@@ -328,7 +363,7 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="tiny sizes, whose times mean nothing")
     about = f"CSV and PNG files go to RESULTS/DEVICE/ ({RESULTS}; {QUICK_RESULTS} with --quick)"
     parser.add_argument("--results", help=about)
-    parser.add_argument("--logs", default="runs/gpu", help="folder of the parts' logs")
+    parser.add_argument("--logs", default=LOGS, help="folder of the parts' logs")
     parser.add_argument("--only", nargs=1, default=[], metavar="PART", help="that part alone, in this process")
     return parser.parse_args(argv)
 
