@@ -20,11 +20,14 @@ from ..engine.parsing import parse, recipe_name
 from ..engine.recipes import Recipe
 from ..engine.run_folder import write_whole
 from . import machine_code
+from .growth import bench_growth
+from .growth_points import AXES, Axis
 from .kernels import bench_kernels
 from .loaders import ROUNDS, bench_loaders
 from .methods import compare_methods
 from .step import bench_step
-from .train import ATTACKED_WITH, TrainData, Training, bench_train
+from .train import ATTACKED_WITH, bench_train
+from .training import TrainData, Training
 from .variants import DEFAULT_NAMES, Workload
 
 
@@ -344,6 +347,88 @@ def run_bench_train(argv: Sequence[str]) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
+class BenchGrowthArguments:
+    """How the cost of a step grows: FGSM-SDI over plain training, and over FGSM-SDI at a base workload, along four axes
+    that are varied one at a time, beside what counted operations predict. In turn in one process; prints ratios.
+    """
+
+    model: ModelName | None = None
+    """Classifier of the base workload; by default resnet18."""
+
+    batch: int | None = None
+    """Its images in a step; by default 128 on a GPU, 8 on a CPU."""
+
+    image_size: int | None = None
+    """Side of its images in pixels; by default 32."""
+
+    k: int = 20
+    """Every k-th step updates the generator."""
+
+    generator_width: int = 64
+    """Hidden channels of the generator."""
+
+    axes: Annotated[tuple[Axis, ...], tyro.conf.arg(metavar="[AXIS ...]")] = AXES
+    """What is varied: model, resolution, batch, k. The last is arithmetic on the base's two kinds of step."""
+
+    models: Annotated[tuple[ModelName, ...], tyro.conf.arg(metavar="[NAME ...]")] = ()
+    """On the axis model; by default all. The base workload's own value is always on an axis."""
+
+    resolutions: Annotated[tuple[int, ...], tyro.conf.arg(metavar="[PIXELS ...]")] = ()
+    """On the axis resolution; by default 32 64 128 224 on a GPU, 16 32 48 64 on a CPU."""
+
+    batches: Annotated[tuple[int, ...], tyro.conf.arg(metavar="[IMAGES ...]")] = ()
+    """On the axis batch; by default from a quarter to four times the base's, on a CPU twice."""
+
+    ks: Annotated[tuple[int, ...], tyro.conf.arg(metavar="[K ...]")] = ()
+    """On the axis k; by default 1 2 4 5 10 20 30 40 50 100. The paper's Table II has 1 2 10 20 30 40."""
+
+    mode: Mode = "auto"
+    """How steps are executed: captured, captured-eager, compiled, eager. auto: captured on a GPU, eager on a CPU."""
+
+    precision: Precision | None = None
+    """bf16, fp16 or fp32; by default bf16 on a GPU (fp16 on a V100), fp32 on a CPU."""
+
+    rounds: int | None = None
+    """How often each step is timed, for the median and the 20th and 80th percentile; by default 20 times on a GPU, 5
+    on a CPU."""
+
+    csv: str | None = None
+    """Also write the rows to this file."""
+
+    json: str | None = None
+    """Also write the rows to this file, as a list of objects with the columns of the CSV."""
+
+    png: str | None = None
+    """Also draw them into this file; needs matplotlib."""
+
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+
+
+def run_bench_growth(argv: Sequence[str]) -> None:
+    """hardfast bench growth [options]"""
+    asked = parse(BenchGrowthArguments, argv, "hardfast bench growth")
+    table = bench_growth(
+        model=asked.model,
+        batch=asked.batch,
+        image_size=asked.image_size,
+        k=asked.k,
+        generator_width=asked.generator_width,
+        axes=asked.axes,
+        values={"model": asked.models, "resolution": asked.resolutions, "batch": asked.batches, "k": asked.ks},
+        mode=asked.mode,
+        precision=asked.precision,
+        device=asked.device,
+        rounds=asked.rounds,
+        csv=None if asked.csv is None else Path(asked.csv),
+        json=None if asked.json is None else Path(asked.json),
+        png=None if asked.png is None else Path(asked.png),
+    )
+    console.line()
+    console.line(table)
+
+
+@dataclass(frozen=True, kw_only=True)
 class BenchMachineCodeArguments:
     """Compiles every kernel for V100, A100 and H100 (sm_70, sm_80, sm_90) and reads registers, spills and the widths of
     its memory accesses from the machine code. Needs no GPU.
@@ -376,6 +461,7 @@ BENCHMARKS: dict[str, Callable[[Sequence[str]], None]] = {
     "step": run_bench_step,
     "loaders": run_bench_loaders,
     "train": run_bench_train,
+    "growth": run_bench_growth,
     "machine-code": run_bench_machine_code,
 }
 
