@@ -127,7 +127,7 @@ def table(entries: Sequence[Entry], kinds: Sequence[Kind]) -> str:
             f"{entry.share:.1%}",
             f"{entry.units:.2f}",
             f"{1000 * entry.floor:.3f}",
-            "-" if entry.times_floor is None else f"{entry.times_floor:.2f}",
+            _times(entry.times_floor),
         ]
         for entry in entries
         if entry.kind == "average"
@@ -138,6 +138,12 @@ def table(entries: Sequence[Entry], kinds: Sequence[Kind]) -> str:
         parts = [f"{kind.name} {1000 * whole[kind.name]:.3f} ms ({kind.weight:.0%} of the steps)" for kind in kinds]
         said += f"\nsteps: {', '.join(parts)}"
     return said
+
+
+def _times(factor: float | None) -> str:
+    if factor is None:
+        return "-"
+    return f"{factor:,.0f}" if factor >= 100 else f"{factor:.2f}"
 
 
 def rows(entries: Sequence[Entry], machine: Machine) -> list[dict[str, Any]]:

@@ -118,6 +118,7 @@ def measure(recipe: Recipe, device: torch.device, *, steps: int, trace: Path | N
     data = open_dataset(recipe.data)
     kinds = kinds_of(recipe)
     calls, unit = count_calls(recipe, data, device, kinds)
+    torch.cuda.empty_cache()  # what the eager run held would be missing while the step is captured
     run = Run(_timeable(recipe, device), data, device)
     timer: PhaseTimer = EventTimer() if device.type == "cuda" else WallTimer()
     machine = measure_machine(run.execution)

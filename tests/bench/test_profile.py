@@ -18,7 +18,7 @@ from torch import nn
 
 from hardfast.bench import phase_timers, profile
 from hardfast.bench.ledger import STEP, Entry
-from hardfast.bench.phase_timers import OTHER, WallTimer
+from hardfast.bench.phase_timers import OTHER, EventTimer, WallTimer
 from hardfast.bench.profile import count_calls, kinds_of, measure, profile_step
 from hardfast.bench.roofline import Call, CallCounter, Machine
 from hardfast.engine import recipes
@@ -214,6 +214,148 @@ def test_a_phase_in_two_stretches_is_one(monkeypatch: pytest.MonkeyPatch) -> Non
     with observed_by(timer):
         seconds = timer.timed(step, "any")
     assert seconds == {"generator": 2 + 1, "generator update": 4, OTHER: 23}
+
+
+class FakeCuda:
+    """Events of a GPU whose time is counted by hand, and one graph."""
+
+    def __init__(self) -> None:
+        self.now, self.capturing = 0.0, False
+        self.nodes: list[Any] = []  # events, and milliseconds of work
+
+    def work(self, milliseconds: float) -> None:
+        if self.capturing:
+            self.nodes.append(milliseconds)
+        else:
+            self.now += milliseconds
+
+    def replay(self) -> None:
+        for node in self.nodes:
+            if isinstance(node, float):
+                self.now += node
+            else:
+                node.at = self.now
+
+    def event(self, *, enable_timing: bool, external: bool = False) -> Any:
+        assert enable_timing
+        gpu = self
+
+        class Event:
+            at: float | None = None
+
+            def record(self) -> None:
+                assert external == gpu.capturing
+                if gpu.capturing:
+                    gpu.nodes.append(self)
+                else:
+                    self.at = gpu.now
+
+            def elapsed_time(self, other: Any) -> float:
+                return other.at - self.at
+
+            def synchronize(self) -> None:
+                pass
+
+        return Event()
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
+    fake = FakeCuda()
+    monkeypatch.setattr(torch.cuda, "Event", fake.event)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: fake.capturing)
+    return fake
+
+
+def phases_of_a_step(gpu: FakeCuda, scale: float = 1.0) -> None:
+    for name, milliseconds in (("generator", 3.0), ("generator update", 20.0), ("generator", 5.0)):
+        with phase(name):  # type: ignore[arg-type]
+            gpu.work(scale * milliseconds)
+        gpu.work(1.0)
+
+
+def test_events_of_a_step_that_is_executed_at_once(gpu: FakeCuda) -> None:
+    """Of its second call, which the first keeps the GPU busy for."""
+    timer, scales = EventTimer(), iter([10.0, 1.0, 10.0, 2.0])
+    with observed_by(timer):
+        phases_of_a_step(gpu)  # a warm-up, which does not count
+        timer.captured("ordinary")
+        found = [timer.timed(lambda: phases_of_a_step(gpu, next(scales)), "ordinary") for _ in range(2)]
+    assert found[0] == pytest.approx({"generator": 0.008, "generator update": 0.020, OTHER: 0.003})
+    assert found[1] == pytest.approx({"generator": 0.016, "generator update": 0.040, OTHER: 0.003})
+
+
+def test_events_of_a_graph_are_read_after_its_replay(gpu: FakeCuda) -> None:
+    timer = EventTimer()
+    with observed_by(timer):
+        phases_of_a_step(gpu)
+        gpu.capturing = True
+        phases_of_a_step(gpu)
+        gpu.capturing = False
+        timer.captured("k-th")
+        gpu.now = 1000.0
+
+        def step() -> None:
+            with phase("data"):
+                gpu.work(2.0)
+            gpu.replay()
+
+        found = timer.timed(step, "k-th")
+        other = timer.timed(lambda: gpu.work(7.0), "ordinary")
+    wanted = {"data": 0.002, "generator": 0.008, "generator update": 0.020, OTHER: 0.003}
+    assert found == pytest.approx(wanted)
+    assert other == pytest.approx({OTHER: 0.007})
+
+
+def test_an_old_torch_profiles_compiled_steps(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def event(*, enable_timing: bool) -> None:
+        pass
+
+    cuda = torch.device("cuda")
+    monkeypatch.setattr(torch.cuda, "Event", event)
+    assert profile._timeable(small(), cuda) == small()
+    assert capsys.readouterr().out == ""
+    assert profile._timeable(small(mode="auto"), cuda) == small(mode="compiled")
+    assert "compiled steps instead" in capsys.readouterr().out
+    monkeypatch.setattr(torch.cuda, "Event", lambda enable_timing, external: None)
+    assert profile._timeable(small(mode="auto"), cuda) == small(mode="auto")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("mode", ["captured", "captured-eager", "compiled", "eager"])
+def test_on_a_gpu(mode: Mode, tmp_path: Path) -> None:
+    """Every phase takes time, in graphs as well, and what is counted is what a CPU counts."""
+    found = measure(small(mode=mode), torch.device("cuda"), steps=5, trace=tmp_path / "trace.json")
+    assert found.run.execution.mode == mode
+    on_cpu = measure(small(), CPU, steps=2)
+    assert [(e.kind, e.phase, e.flops, e.bytes) for e in found.entries] == [
+        (e.kind, e.phase, e.flops, e.bytes) for e in on_cpu.entries
+    ]
+    for entry in found.entries:
+        assert len(entry.rounds) == 5
+        assert min(entry.rounds) > 0, (entry.kind, entry.phase)
+    average, whole = of_kind(found.entries, "average"), {kind.name: 0.0 for kind in found.kinds}
+    assert sum(entry.share for name, entry in average.items() if name != STEP) == pytest.approx(1)
+    assert whole.keys() == {"ordinary", "k-th"}
+    assert json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+
+
+@pytest.mark.gpu
+def test_events_in_a_real_graph() -> None:
+    """The longer of two sleeps is the longer phase, in each of two replays."""
+    timer, graph = EventTimer(), torch.cuda.CUDAGraph()
+    with observed_by(timer), torch.cuda.graph(graph):
+        with phase("clean gradient"):
+            torch.cuda._sleep(1_000_000)
+        with phase("update"):
+            torch.cuda._sleep(4_000_000)
+    timer.captured("step")
+    found = [timer.timed(graph.replay, "step") for _ in range(2)]
+    for seconds in found:
+        assert 2 * seconds["clean gradient"] < seconds["update"]
+        assert seconds[OTHER] < seconds["clean gradient"]
 
 
 def test_counting_leaves_the_run_alone() -> None:
