@@ -110,10 +110,12 @@ def rewound(tensors: Callable[[], dict[str, Tensor]]) -> Iterator[None]:
         tensors: all that may change, by name, asked for before and after.
     """
     before = {name: tensor.detach().clone() for name, tensor in tensors().items()}
-    yield
-    with torch.no_grad():
-        for name, tensor in tensors().items():
-            if name in before:
-                tensor.copy_(before[name])
-            else:
-                tensor.zero_()
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for name, tensor in tensors().items():
+                if name in before:
+                    tensor.copy_(before[name])
+                else:
+                    tensor.zero_()

@@ -11,12 +11,12 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from ..loaders import Dataset, Loader, ResidentLoader
+from ..loaders import Batch, Dataset, Loader, ResidentLoader
 from .capture import CapturedStep, rewound
 from .checkpoint import MODEL, STATE, Checkpoint, CheckpointStore, load_optimizer, load_strictly, optimizer_tensors
 from .classifier import Classifier, placed
 from .environment import wait_for
-from .errors import CaptureError, CheckpointError
+from .errors import CaptureError, CheckpointError, UsageError
 from .execution import Execution, choose_execution
 from .methods import Position, Setting
 from .models import NetShape, PaddedConv2d, build_model, seeded_initialisation
@@ -108,33 +108,45 @@ class Run:
 
         Returns:
             Why the step could not be captured, where that was wanted; it is not then.
+
+        Raises:
+            UsageError: a net cannot be compiled.
         """
         if not (self.execution.compile or self.execution.capture):
             return None
-        batch = next(self.loader.epoch(self.at.epoch, start=self.at.step))
+        from torch._dynamo.exc import TorchDynamoException  # takes seconds, and only compiled steps need it
+
+        batch = next(self.loader.epoch(self.at.epoch))
         positions = positions or (Position(0, step) for step in range(len(self.loader)))
         kinds = {self.method.kind(position): position for position in positions}
-        refused, warmup, capture = None, 0.0, 0.0
+        refused = None
         with self.execution.numerics():
-            if isinstance(self.step, CapturedStep):
-                try:
-                    for position in kinds.values():
-                        self.step.prepare(batch, position)
-                except CaptureError as error:
-                    refused = str(error)
-                    self.execution = replace(self.execution, capture=False, why=f"not captured: {refused}")
-                    self.step = self._training_step()
-                else:
-                    warmup, capture = self.step.warmup_seconds, self.step.capture_seconds
-            if not isinstance(self.step, CapturedStep):
-                began = time.perf_counter()
-                with self.rewind():
-                    for position in kinds.values():
-                        self.step(batch, position)
-                wait_for(self.device)
-                warmup = time.perf_counter() - began
-        self.prepared = Preparation(warmup, capture)
+            try:
+                self.prepared = self._warmed_up(batch, kinds.values())
+            except CaptureError as error:
+                refused = str(error)
+                self.execution = replace(self.execution, capture=False, why=f"not captured: {refused}")
+                self.step = self._training_step()
+                self.prepared = self._warmed_up(batch, kinds.values())
+            except TorchDynamoException as error:
+                cause = str(error).strip().splitlines()[0]
+                raise UsageError(
+                    f"{self.recipe.model.name} cannot be compiled ({cause}): use --execution.mode eager"
+                ) from error
         return refused
+
+    def _warmed_up(self, batch: Batch, positions: Iterable[Position]) -> Preparation:
+        """Makes a step of each kind, or its graph, and puts everything back."""
+        if isinstance(self.step, CapturedStep):
+            for position in positions:
+                self.step.prepare(batch, position)
+            return Preparation(self.step.warmup_seconds, self.step.capture_seconds)
+        began = time.perf_counter()
+        with self.rewind():
+            for position in positions:
+                self.step(batch, position)
+        wait_for(self.device)
+        return Preparation(time.perf_counter() - began, 0.0)
 
     def slower_paths(self) -> list[str]:
         """A line for every fast path that was asked for and cannot be taken."""
@@ -168,8 +180,10 @@ class Run:
         """Puts back, in place and when it ends, all that training steps inside it changed."""
         scaler = self.classifier.scaler.tensors()
         with rewound(lambda: {**self._in_place(), **{f"net/{k}": v for k, v in self.net.state_dict().items()}}):
-            yield
-        self.classifier.scaler.restore(scaler)
+            try:
+                yield
+            finally:
+                self.classifier.scaler.restore(scaler)
 
     def tensors(self) -> dict[str, Tensor]:
         """All tensors but the classifier's: the method's nets and statistics, optimisers, the tally, the loss scale."""
