@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -70,13 +72,32 @@ def test_a_part_over_its_limit(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert not list((tmp_path / "results").rglob("*.csv"))
 
 
+def alive(pid: Path) -> bool:
+    """Whether the process whose number is in a file does more than to wait for its end to be noticed."""
+    status = Path("/proc", pid.read_text().strip(), "status")
+    return status.exists() and "State:\tZ" not in status.read_text()
+
+
 def test_nothing_is_left_of_a_part_that_hangs(tmp_path: Path) -> None:
     command = ["/bin/sh", "-c", f"/bin/sleep 600 & echo $! > {tmp_path}/pid; echo waiting; wait"]
     outcome = run_apart("hangs", command, results=tmp_path, log=tmp_path / "log", limit=2)
     assert (outcome.code, outcome.result) == (FAILED, "over the limit of 2 s")
     assert (tmp_path / "log").read_text() == "waiting\n"
-    status = Path("/proc", (tmp_path / "pid").read_text().strip(), "status")
-    assert not status.exists() or "State:\tZ" in status.read_text()  # gone, or dead and not yet collected
+    assert not alive(tmp_path / "pid")
+
+
+def test_nothing_is_left_of_a_runner_that_is_told_to_end(tmp_path: Path) -> None:
+    (tmp_path / "tests").mkdir()
+    source = "import os, pathlib, time; pathlib.Path('part').write_text(f'{os.getpid()} '); time.sleep(600)"
+    (tmp_path / "tests/test_it.py").write_text(source)
+    words = ["--parts", "tests", "--device", "cpu", "--quick"]
+    runner = subprocess.Popen([sys.executable, "-m", "hardfast.bench.gpu", *words], cwd=tmp_path)
+    while not ((tmp_path / "part").exists() and (tmp_path / "part").read_text().endswith(" ")):
+        assert runner.poll() is None
+        time.sleep(0.1)
+    runner.terminate()
+    assert runner.wait() == 128 + signal.SIGTERM
+    assert not alive(tmp_path / "part")
 
 
 @pytest.mark.parametrize(
@@ -163,7 +184,7 @@ def test_the_part_of_the_tests(
     ("words", "message"),
     [
         (["--parts", "kernels", "kernel"], "'kernel' is not a part: choose from tests, kernels, "),
-        (["--device", "cpu"], "--device cpu needs --quick"),
+        (["--device", "cpu", "--parts", "kernels"], "--device cpu needs --quick"),
         (["--limit", "0"], "--limit must be a positive number of seconds, not 0"),
         ([], "no CUDA device found: "),
     ],
