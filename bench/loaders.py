@@ -56,7 +56,7 @@ class LoaderRow:
         mode, precision: of the step.
         batch: an epoch is walked and nothing else is done; for each of its batches.
         step: a step, on a batch that lies there already.
-        fed: a step, on batches from the loader.
+        fed: a step, on batches from the loader; its epoch, whose order is then drawn, begins anew with every k steps.
         state: of the GPU just after the timing, from `gpu_state`.
     """
 
