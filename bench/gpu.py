@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..engine import console
 from ..engine.errors import UsageError
@@ -28,6 +28,7 @@ from ..engine.execution import Mode, Precision
 from ..engine.models import ModelName
 
 if TYPE_CHECKING:
+    from .growth_points import Axis
     from .variants import Workload
 
 OK, FAILED, WRONG_USE, SKIPPED = 0, 1, 2, 77
@@ -43,6 +44,7 @@ WORKLOADS: dict[str, tuple[ModelName, int, int]] = {
     "resnet50-128x224": ("resnet50", 128, 224),
 }
 """Model, batch, and side of the images in pixels."""
+GROWTH_AXES: tuple[Axis, ...] = ("model", "resolution", "batch", "k")
 SHOWN_LINES = 12
 """Of the log of a part that failed."""
 
@@ -160,6 +162,33 @@ def run_profile(mode: Mode, job: Job) -> None:
     console.line(report)
 
 
+def run_train(job: Job) -> None:
+    """`hardfast bench train` in half precision: on Fashion-MNIST where its files are found, else on random images."""
+    from ..engine.execution import ExecutionOptions
+    from .train import bench_train
+    from .training import Training
+
+    training = Training(execution=ExecutionOptions(precision=half(job)))
+    if job.quick:
+        training = replace(training, data="synthetic", images=8, epochs=1, model="resnet8", batch=4)
+    console.line(bench_train(training, device=job.device, csv=job.results / "train.csv"))
+
+
+def run_growth(axis: Axis, job: Job) -> None:
+    """`hardfast bench growth` along one axis; the picture is drawn anew with all axes that are there by now."""
+    from .growth import bench_growth, draw, read_rows
+
+    csv = job.results / f"growth-{axis}.csv"
+    if job.quick:
+        values: dict[str, Sequence[int | str]] = {"model": ["resnet8"], "resolution": [8, 16], "batch": [2, 4]}
+        tiny: dict[str, Any] = {"model": "resnet8", "batch": 2, "image_size": 8, "generator_width": 4}
+        table = bench_growth(**tiny, axes=[axis], values=values, device=job.device, rounds=2, csv=csv)
+    else:
+        table = bench_growth(axes=[axis], device=job.device, csv=csv)
+    console.line(table)
+    draw(read_rows(sorted(job.results.glob("growth-*.csv"))), job.results / "growth.png")
+
+
 def half(job: Job) -> Precision:
     """What tensor cores multiply; on a CPU fp32."""
     import torch
@@ -192,6 +221,8 @@ PARTS: dict[str, Callable[[Job], None]] = {
     **{f"loaders-{name}": partial(run_loaders, name) for name in WORKLOADS},
     "profile-captured": partial(run_profile, "captured"),
     "profile-compiled": partial(run_profile, "compiled"),
+    "train": run_train,
+    **{f"growth-{axis}": partial(run_growth, axis) for axis in GROWTH_AXES},
 }
 
 

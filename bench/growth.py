@@ -3,10 +3,14 @@
 At every point FGSM-SDI and plain training are timed in turn with the base workload's step, in one process. An ordinary
 step and one that updates the generator are timed apart, so the axis k needs no timing of its own: it is arithmetic on
 those two steps of the base.
+
+bench/results/cpu_growth.csv and .png are by `OMP_NUM_THREADS=1 hardfast bench growth --device cpu --csv
+bench/results/cpu_growth.csv --png bench/results/cpu_growth.png`, one thread because that machine was shared.
 """
 
 from __future__ import annotations
 
+import csv as csv_files
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -209,6 +213,15 @@ def table(rows: Sequence[GrowthRow], base: Workload, *, absolute: bool) -> str:
     if any(row.axis == "k" for row in rows):
         said += "\nk: arithmetic on the base's two kinds of step, each timed once; the paper's step does other work"
     return said if absolute else f"{said}\nratios only: absolute times are meaningful on a GPU"
+
+
+def read_rows(files: Sequence[Path]) -> list[dict[str, Any]]:
+    """The rows of CSV files that `bench growth` wrote, their values as text."""
+    rows: list[dict[str, Any]] = []
+    for path in files:
+        with path.open(newline="") as file:
+            rows += csv_files.DictReader(file)
+    return rows
 
 
 def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> None:

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import sys
 from collections.abc import Mapping, Sequence
@@ -18,6 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
 
 from ..engine import console
+from .growth import read_rows
 
 Row = Mapping[str, Any]
 LABELS = {
@@ -144,11 +144,7 @@ def main(words: Sequence[str]) -> int:
     if len(words) < 2:
         console.error("python -m hardfast.bench.plots FILE.png ROWS.csv ...")
         return 2
-    rows: list[Row] = []
-    for name in words[1:]:
-        with Path(name).open(newline="") as file:
-            rows += csv.DictReader(file)
-    draw_growth(rows, Path(words[0]))
+    draw_growth(read_rows([Path(word) for word in words[1:]]), Path(words[0]))
     return 0
 
 
