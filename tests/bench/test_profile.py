@@ -20,6 +20,7 @@ from hardfast.bench import phase_timers, profile
 from hardfast.bench.ledger import STEP, Entry
 from hardfast.bench.phase_timers import OTHER, EventTimer, WallTimer
 from hardfast.bench.profile import count_calls, kinds_of, measure, profile_step
+from hardfast.bench.profile_plot import picture
 from hardfast.bench.roofline import Call, CallCounter, Machine
 from hardfast.engine import recipes
 from hardfast.engine.execution import ExecutionOptions, Mode
@@ -433,10 +434,22 @@ def test_the_trace_names_the_phases(tmp_path: Path) -> None:
 
 
 def test_the_picture(tmp_path: Path) -> None:
+    """The bars are the average step's medians; only a phase that has a floor shows one."""
     pytest.importorskip("matplotlib")
     path = tmp_path / "profile.png"
     profile_step(small(), device="cpu", steps=2, png=path)
     assert path.read_bytes().startswith(b"\x89PNG")
+    entries = measure(small(), CPU, steps=2).entries
+    (axes,) = picture(entries, "title").axes
+    shown = [entry for entry in of_kind(entries, "average").values() if entry.phase != STEP]
+    assert [bar.get_width() for bar in axes.patches] == pytest.approx([1000 * e.seconds.median for e in shown])
+    (lines,) = axes.collections
+    floors = [(1000 * entry.floor, place) for place, entry in enumerate(shown) if entry.phase != OTHER]
+    assert [segment.mean(axis=0).tolist() for segment in lines.get_segments()] == [
+        pytest.approx(list(floor)) for floor in floors
+    ]
+    assert [label.get_text().partition(" (")[0] for label in axes.get_yticklabels()] == SDI_PHASES
+    assert axes.yaxis_inverted()
 
 
 @pytest.mark.parametrize(
