@@ -359,14 +359,16 @@ def test_events_in_a_real_graph() -> None:
         assert seconds[OTHER] < seconds["clean gradient"]
 
 
-def test_counting_leaves_the_run_alone() -> None:
-    """The calls are counted on a run of its own."""
-    recipe = small()
-    data = open_dataset(recipe.data)
-    images = data.train.images.clone()
-    first, again = (count_calls(recipe, data, CPU, kinds_of(recipe)) for _ in range(2))
-    assert first == again
-    assert torch.equal(images, data.train.images)
+def test_work_is_charged_to_the_phase_that_it_is_in() -> None:
+    a = torch.ones(3, 3)
+    with CallCounter() as counter, observed_by(counter):
+        with phase("update"):
+            a @ a
+        a @ a
+        with phase("clean gradient"), phase("update"):  # a phase inside another one is part of it
+            a @ a
+    product = Call(2 * 27, 4 * 27)
+    assert counter.calls == {"update": [product], None: [product], "clean gradient": [product]}
 
 
 def words(*more: str) -> list[str]:
