@@ -61,11 +61,13 @@ class Job:
         device: cuda, or cpu to try whether everything runs.
         quick: tiny sizes, whose times mean nothing.
         results: the folder for CSV and PNG files.
+        logs: the folder for what is too large to be kept.
     """
 
     device: str
     quick: bool
     results: Path
+    logs: Path
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,7 +136,7 @@ def run_loaders(name: str, job: Job) -> None:
 
 
 def run_profile(mode: Mode, job: Job) -> None:
-    """`hardfast profile` of the paper's ResNet18 on random images, in half precision; the trace goes to `LOGS`."""
+    """`hardfast profile` of the paper's ResNet18 on random images, in half precision; the trace goes to the logs."""
     from ..engine import recipes
     from ..engine.execution import ExecutionOptions
     from ..engine.methods import FgsmSdiOptions
@@ -146,18 +148,13 @@ def run_profile(mode: Mode, job: Job) -> None:
     if job.quick:
         tiny = DataOptions(name="synthetic", image_size=16)
         recipe = replace(recipe, data=tiny, batch_size=2, method=FgsmSdiOptions(k=2, generator_width=4))
-    png = None
-    if importlib.util.find_spec("matplotlib") is None:
-        console.line(f"{SKIP_MARK}the picture: matplotlib is not installed")
-    else:
-        png = job.results / f"profile-{mode}.png"
     report = profile_step(
         recipe,
         device=job.device,
         steps=2 if job.quick else None,
-        trace=Path(LOGS) / f"profile-{mode}.trace.json",
+        trace=job.logs / f"profile-{mode}.trace.json",
         csv=job.results / f"profile-{mode}.csv",
-        png=png,
+        png=picture(job.results / f"profile-{mode}.png"),
     )
     console.line(report)
 
@@ -186,7 +183,17 @@ def run_growth(axis: Axis, job: Job) -> None:
     else:
         table = bench_growth(axes=[axis], device=job.device, csv=csv)
     console.line(table)
-    draw(read_rows(sorted(job.results.glob("growth-*.csv"))), job.results / "growth.png")
+    png = picture(job.results / "growth.png")
+    if png is not None:
+        draw(read_rows(sorted(job.results.glob("growth-*.csv"))), png)
+
+
+def picture(path: Path) -> Path | None:
+    """The same path; None, and a line about it, where pictures cannot be drawn."""
+    if importlib.util.find_spec("matplotlib") is None:
+        console.line(f"{SKIP_MARK}{path.name}: matplotlib is not installed")
+        return None
+    return path
 
 
 def half(job: Job) -> Precision:
@@ -334,7 +341,7 @@ def main(argv: Sequence[str]) -> int:
     """
     asked = _arguments(argv)
     results = asked.results or (QUICK_RESULTS if asked.quick else RESULTS)
-    job = Job(device=asked.device, quick=asked.quick, results=Path(results))
+    job = Job(device=asked.device, quick=asked.quick, results=Path(results), logs=Path(asked.logs))
     try:
         parts = chosen([*asked.only, *asked.parts])
     except UsageError as error:
@@ -348,18 +355,19 @@ def main(argv: Sequence[str]) -> int:
     name = device_name(job.device)
     if name is None:
         return _wrong("no CUDA device found: run it on a machine with a GPU, or try it with --device cpu --quick")
-    return _run_all(parts, job, name, logs=Path(asked.logs), limit=asked.limit)
+    return _run_all(parts, job, name, limit=asked.limit)
 
 
-def _run_all(parts: Sequence[str], job: Job, device: str, *, logs: Path, limit: float) -> int:
-    results = job.results / slug(device)
+def _run_all(parts: Sequence[str], job: Job, device: str, *, limit: float) -> int:
+    results, logs = job.results / slug(device), job.logs
     logs.mkdir(parents=True, exist_ok=True)
     console.line(f"{', '.join(parts)} on {device}: files in {results}, logs in {logs}, {limit:g} s for each part")
+    common = ["--device", job.device, "--results", str(results), "--logs", str(logs), "--limit", f"{limit:g}"]
+    common += ["--quick"] if job.quick else []
     outcomes = []
     for part in parts:
         log = logs / f"{part}.log"
-        command = [sys.executable, "-m", "hardfast.bench.gpu", "--only", part, "--device", job.device]
-        command += ["--results", str(results), "--limit", f"{limit:g}", *(["--quick"] if job.quick else [])]
+        command = [sys.executable, "-m", "hardfast.bench.gpu", "--only", part, *common]
         console.line(f"{part}: begins, log in {log}")
         outcome = run_apart(part, command, results=results, log=log, limit=limit)
         console.line(f"{part}: {outcome.result}, {outcome.seconds:.0f} s")

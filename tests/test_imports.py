@@ -36,6 +36,7 @@ sys.meta_path[:] = map(Without, sys.meta_path)
 NEED_MORE = {
     *("hardfast.engine.cli", "hardfast.engine.parsing", "hardfast.bench.cli"),  # tyro
     "hardfast.engine.models.imagenet_resnet",  # torchvision
+    "hardfast.bench.plots",  # matplotlib
 }
 ROOT = Path(__file__).parent.parent
 

@@ -21,6 +21,7 @@ from hardfast.bench.gpu import (
     Skipped,
     chosen,
     main,
+    picture,
     run_apart,
     run_tests,
     slug,
@@ -145,12 +146,17 @@ def test_names_of_several_parts() -> None:
             chosen([word])
 
 
-def test_missing_packages_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_packages_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert picture(tmp_path / "growth.png") == tmp_path / "growth.png"
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     monkeypatch.chdir(ROOT)
-    job = Job(device="cpu", quick=False, results=tmp_path)
+    job = Job(device="cpu", quick=False, results=tmp_path, logs=tmp_path)
     with pytest.raises(Skipped, match=r"^pytest is not installed$"):
         run_tests(job)
+    assert picture(tmp_path / "growth.png") is None
+    assert capsys.readouterr().out == "skipped: growth.png: matplotlib is not installed\n"
     with pytest.raises(Skipped, match=r"^torchvision is not installed$"):
         workload("resnet50-128x224", job)
     assert workload("preact_resnet18-512x64", job) == Workload(model="preact_resnet18", batch=512, image_size=64)
