@@ -229,6 +229,6 @@ def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     try:
         from .plots import draw_growth
     except ModuleNotFoundError as error:
-        console.line(f"no picture {path}: {error.name} is not installed")
+        console.line(f"no picture {path}: {(error.name or '').partition('.')[0]} is not installed")
     else:
         draw_growth(rows, path)

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import io
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -28,6 +29,7 @@ LABELS = {
 }
 MEASURED, MODELLED, PAPER = "#1f5fa8", "#d1495b", "#3c8d40"
 PANEL = 3.6  # inches
+LABEL = 0.07  # of a panel, for the number of a tick
 PLAIN_NUMBERS = FuncFormatter(lambda value, _: f"{value:g}")
 
 
@@ -96,10 +98,11 @@ def _labelled(panel: Axes) -> list[tuple[Any, str]]:
 
 
 def _apart(values: Sequence[float]) -> list[float]:
-    """Those whose numbers do not run into each other on a logarithmic axis."""
-    kept: list[float] = []
-    for value in values:
-        if not kept or value >= 1.45 * kept[-1]:
+    """Those whose numbers do not run into each other on a logarithmic axis that all of them fill."""
+    gap = LABEL * math.log(values[-1] / values[0])
+    kept = [values[0]]
+    for value in values[1:]:
+        if math.log(value / kept[-1]) >= gap:
             kept.append(value)
     return kept
 

@@ -77,7 +77,7 @@ def test_seeds_differ_and_can_be_repeated(tmp_path: Path) -> None:
 def test_it_trains(tmp_path: Path) -> None:
     """The mean loss falls well below that of a guess, log 10."""
     wanted = replace(DIGITS, epochs=8, images=64, epsilon="8/255")
-    assert trained(wanted, tmp_path, attacks=["clean"])[1][0]["loss"] < 1.7
+    assert 0.5 < trained(wanted, tmp_path, attacks=["clean"])[1][0]["loss"] < 1.7
 
 
 def test_no_accuracy_of_random_images(tmp_path: Path) -> None:
