@@ -156,8 +156,8 @@ class BenchStepArguments:
     none is named: captured compiled eager on a GPU, eager on a CPU."""
 
     precisions: Annotated[tuple[Precision, ...], tyro.conf.arg(metavar="[PRECISION ...]")] = ()
-    """Of our steps: bf16, fp16, fp32. If none is named: bf16 (fp16 on a V100) and fp32 on a GPU, fp32 on a CPU. The
-    tuned baselines take the first, the released ones fp32."""
+    """Of our steps: bf16, fp16, fp32. If none is named: bf16 on a GPU (fp16 on a V100), fp32 on a CPU. The tuned
+    baselines take the first, the released ones fp32."""
 
     rounds: int | None = None
     """How often each step is timed, for the median and the 20th and 80th percentile; by default 50 times on a GPU, 20

@@ -139,7 +139,7 @@ def test_each_of_our_steps_is_compared_with_plain_training_in_its_own_precision(
 def test_what_the_device_cannot_run_is_named_and_left_out(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def full(*words: Any) -> None:
+    def full(*words: Any, **options: Any) -> None:
         raise torch.OutOfMemoryError("out of memory")
 
     monkeypatch.setattr("hardfast.bench.variants.Released", full)
