@@ -25,9 +25,8 @@ from ..engine.errors import UsageError
 from ..engine.execution import ExecutionOptions, Mode, Precision, choose_execution
 from ..engine.models import ModelName
 from .growth_points import AXES, Axis, Times, points_of, time_workloads, timed_as
-from .rows import place_columns, write_rows
+from .rows import check_places, place_columns, write_rows
 from .timing import Spread
-from .train import check_places
 from .units import TABLE_II_K, TABLE_II_MINUTES, generator_share, modelled_over, modelled_over_plain
 from .variants import Variant, Workload
 

@@ -10,7 +10,6 @@ import math
 import os
 import re
 import shutil
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -23,7 +22,7 @@ from ..engine import console
 from ..engine.environment import choose_device, describe_environment, gpu_state
 from ..engine.errors import UsageError
 from .kernel_cases import CASES, Case, Problem, Shape
-from .rows import place_columns, write_rows
+from .rows import check_places, place_columns, write_rows
 from .timing import GraphTimer, Rotation, Spread, interleaved, wall_seconds
 
 GPU_SHAPES, CPU_SHAPES = ("128x32", "512x32", "1024x32", "128x64", "64x224"), ("16x32",)
@@ -94,9 +93,7 @@ def bench_kernels(
         raise UsageError(f"--rounds is {rounds}: percentiles need at least 2")
     cases = _cases(kernels)
     wanted = [_shape(word) for word in dict.fromkeys(shapes or (GPU_SHAPES if on_gpu else CPU_SHAPES))]
-    for option, path in (("--csv", csv), ("--json", json)):
-        if path is not None:
-            _check_place(option, path)
+    check_places(csv=csv, json=json)
     environment = describe_environment(place)
     console.line(f"timing {len(cases)} cases at {' '.join(map(_words, wanted))} on {place} ({why}), {rounds} rounds")
     compiler = on_gpu or _has_compiler()
@@ -129,18 +126,6 @@ def _shape(word: str) -> Shape:
 
 def _words(shape: Shape) -> str:
     return f"{shape.batch}x{shape.size}"
-
-
-def _check_place(option: str, path: Path) -> None:
-    """Fails now rather than after all the work."""
-    if path.is_dir():
-        raise UsageError(f"{option} {path} is a folder: name a file in it")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path.parent):
-            pass
-    except OSError as error:
-        raise UsageError(f"{option} {path} cannot be written ({error.strerror}): choose another folder") from None
 
 
 def _has_compiler() -> bool:

@@ -24,6 +24,7 @@ from ..engine.run import Run
 from ..engine.run_folder import RunFolder
 from ..engine.trainer import train
 from ..loaders import open_dataset
+from .rows import check_places
 from .timing import Spread, interleaved_seconds, paired_ratio
 
 ROUNDS, WARMUP = 20, 3
@@ -70,9 +71,7 @@ def compare_methods(
     """
     if len(set(methods)) < max(2, len(methods)) or len(set(seeds)) < max(1, len(seeds)):
         raise UsageError("bench methods compares at least two different --methods over one or more different --seeds")
-    if csv is not None:
-        csv.parent.mkdir(parents=True, exist_ok=True)
-        csv.touch()  # fails now rather than after all the work
+    check_places(csv=csv)
     variants = {name: _with_method(recipe, name) for name in methods}
     classes = open_dataset(recipe.data).num_classes
     for name in attacks:
@@ -120,7 +119,7 @@ def _step_ratios(variants: dict[str, Recipe], device: torch.device) -> dict[str,
     cycle = max([r.method.k for r in variants.values() if isinstance(r.method, FgsmSdiOptions)], default=1)
     calls = {name: _steps(recipe, cycle, device) for name, recipe in variants.items()}
     console.line(f"timing {cycle} steps of each of {', '.join(variants)}, in turn, {ROUNDS} times")
-    with Execution(device=device).numerics():
+    with Execution(device=device, tf32=True).numerics():
         seconds = interleaved_seconds(calls, repeats=ROUNDS, warmup=WARMUP, device=device)
     base = next(iter(variants))
     return {name: paired_ratio(seconds, name, base) for name in variants}

@@ -25,12 +25,11 @@ from ..engine.recipes import Recipe
 from ..engine.run import Run
 from ..kernels import to_float
 from ..loaders import Dataset, open_dataset
-from .kernels import _check_place
 from .ledger import Calls, Entry, Kind, KindName, Rounds, ledger, rows, table
 from .phase_timers import OTHER, EventTimer, PhaseTimer, WallTimer, external_events
 from .profile_plot import draw
 from .roofline import Call, CallCounter, Machine, count_forward, measure_machine
-from .rows import place_columns, write_rows
+from .rows import check_places, place_columns, write_rows
 
 STEPS = {"cuda": 50, "cpu": 20}
 WARMUP, TRACED = 2, 2
@@ -86,9 +85,7 @@ def profile_step(
     steps = STEPS[place.type] if steps is None else steps
     if steps < 2:
         raise UsageError(f"--steps is {steps}: percentiles need at least 2")
-    for option, path in {"--trace": trace, "--csv": csv, "--json": json, "--png": png}.items():
-        if path is not None:
-            _check_place(option, path)
+    check_places(trace=trace, csv=csv, json=json, png=png)
     if png is not None and importlib.util.find_spec("matplotlib") is None:
         raise UsageError("--png needs matplotlib, which is not installed: pip install matplotlib, or leave it out")
     profile = measure(recipe, place, steps=steps, trace=trace)

@@ -15,7 +15,7 @@ from ..engine import console
 from ..engine.environment import choose_device, describe_environment, gpu_state
 from ..engine.errors import UsageError
 from ..engine.execution import Execution, ExecutionOptions, Mode, Precision, choose_execution
-from .rows import place_columns, write_rows
+from .rows import check_places, place_columns, write_rows
 from .timing import Spread, interleaved_seconds
 from .variants import BASELINES, DEFAULT_NAMES, NAMES, OURS, BuiltStep, Variant, Workload, build
 
@@ -67,6 +67,7 @@ def bench_step(
     place, why = choose_device(device)
     rounds = ROUNDS[place.type] if rounds is None else rounds
     _check(workload, names, rounds)
+    check_places(csv=csv, json=json)
     modes = modes or (("captured", "compiled", "eager") if place.type == "cuda" else ("eager",))
     precisions = precisions or _precisions(place)
     for mode in modes:
@@ -78,7 +79,7 @@ def bench_step(
         f"timing {len(wanted)} variants: {workload.model}, batch {workload.batch} at {size}x{size}, k = {workload.k}, "
         f"{rounds} rounds on {place} ({why})"
     )
-    with _room_to_compile(), Execution(device=place).numerics():  # the baselines get the same switches
+    with _room_to_compile(), Execution(device=place, tf32=True).numerics():  # the baselines get the same switches
         steps = _built(wanted, workload, place)
         seconds = _timed(steps, rounds, place)
     rows = []

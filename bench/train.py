@@ -23,7 +23,7 @@ from ..engine.signals import StopRequest
 from ..engine.trainer import train_epoch
 from ..loaders import Dataset
 from .methods import mean_and_deviation
-from .rows import place_columns, write_rows
+from .rows import check_places, place_columns, write_rows
 from .training import Training, open_images, recipe_for
 
 ATTACKED_WITH: tuple[AttackName, ...] = ("clean", "pgd-20")
@@ -131,19 +131,6 @@ def _check(training: Training, seeds: Sequence[int], attacks: Sequence[str], aa_
     for name in attacks:
         if name not in ATTACKS:
             raise UsageError(f"--attacks {name} is not known: choose from {' '.join(ATTACKS)}")
-
-
-def check_places(**files: Path | None) -> None:
-    """Makes the folders of the files that options name, so that what cannot be written fails before all the work.
-
-    Raises:
-        UsageError: a file's name is that of a folder.
-    """
-    for option, path in files.items():
-        if path is not None:
-            if path.is_dir():
-                raise UsageError(f"--{option} {path} is a folder: name a file in it")
-            path.parent.mkdir(parents=True, exist_ok=True)
 
 
 def train_once(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -52,7 +53,7 @@ class CapturedStep:
         """Trains on one clean batch.
 
         Raises:
-            CaptureError: the step cannot be captured; nothing has been changed.
+            CaptureError: the step cannot be captured; every tensor is as it was.
             ValueError: the batch has another shape than the first one.
         """
         self.prepare(batch, position)
@@ -84,20 +85,54 @@ class CapturedStep:
         began = time.perf_counter()
         self.stream.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(self.stream), self.rewind():
-            for _ in range(WARMUP_STEPS):
+            for _ in range(WARMUP_STEPS - 1):
                 self.step(self.batch, position)
+            self._rehearse(position)
         torch.cuda.synchronize(self.device)
         self.warmup_seconds += time.perf_counter() - began
         began = time.perf_counter()
+        gc.collect()  # what a collection in the middle of a capture would free may be in use by other graphs
         graph = torch.cuda.CUDAGraph()
         pool = next(iter(self.graphs.values())).pool() if self.graphs else None
         try:
-            with torch.cuda.graph(graph, pool=pool, stream=self.stream, capture_error_mode="thread_local"):
+            # The outer context puts the stream back also where the end of a capture fails.
+            with (
+                torch.cuda.stream(self.stream),
+                torch.cuda.graph(graph, pool=pool, stream=self.stream, capture_error_mode="thread_local"),
+            ):
                 self.step(self.batch, position)
+        except torch.OutOfMemoryError:
+            raise
         except RuntimeError as error:
-            raise CaptureError(str(error).splitlines()[0]) from error
+            raise CaptureError(_root_cause(error)) from error
         self.capture_seconds += time.perf_counter() - began
         return graph
+
+    def _rehearse(self, position: Position) -> None:
+        """The last step of a warm-up, in which waiting for the device is an error.
+
+        A wait is what makes most steps uncapturable, and in a capture it would leave the process's random generator and
+        the loss scaler in the middle of it.
+        """
+        assert self.batch is not None
+        before = torch.cuda.get_sync_debug_mode()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            self.step(self.batch, position)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            raise CaptureError(_root_cause(error)) from error
+        finally:
+            torch.cuda.set_sync_debug_mode(before)
+
+
+def _root_cause(error: BaseException) -> str:
+    """The first line of the error that came first: the end of a failed capture raises another one over it."""
+    while error.__context__ is not None:
+        error = error.__context__
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
 
 
 @contextmanager

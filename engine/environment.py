@@ -60,7 +60,7 @@ def describe_environment(device: torch.device, execution: Execution | None = Non
             "precision": execution.precision,
             "memory_format": "channels_last",
             "execution": execution.mode,
-            "tf32": device.type == "cuda" and execution.tf32,
+            "tf32": execution.tf32,
             "pad_channels": execution.pad_channels,
             "deterministic": torch.are_deterministic_algorithms_enabled(),
         },

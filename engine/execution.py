@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,6 +21,11 @@ Backend = str | Callable[..., Any]
 P = ParamSpec("P")
 R = TypeVar("R")
 
+# Every net counts its own recompilations, where torch can: by default all functions of one code share a limit, which a
+# program that trains several nets would reach.
+_OWN_LIMIT: dict[str, Any] = (
+    {"isolate_recompiles": True} if "isolate_recompiles" in inspect.signature(torch.compile).parameters else {}
+)
 HALVES: dict[Precision, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -63,7 +69,7 @@ class Execution:
     compile: bool = False
     capture: bool = False
     precision: Precision = "fp32"
-    tf32: bool = True
+    tf32: bool = False
     pad_channels: bool = False
     device: torch.device = field(default_factory=partial(torch.device, "cpu"))
     why: str = "as asked"
@@ -99,7 +105,10 @@ class Execution:
         """
         if not self.compile:
             return function
-        return cast(Callable[P, R], torch.compile(function, fullgraph=True, dynamic=False, backend=self.backend))
+        return cast(
+            Callable[P, R],
+            torch.compile(function, fullgraph=True, dynamic=False, backend=self.backend, **_OWN_LIMIT),
+        )
 
     @contextmanager
     def numerics(self) -> Iterator[None]:
@@ -115,7 +124,7 @@ class Execution:
 
     def describe(self) -> str:
         """Mode, reason and precision, for the line at the start."""
-        tf32 = " with products in TF32" if self.precision == "fp32" and self.tf32 and self.device.type == "cuda" else ""
+        tf32 = " with products in TF32" if self.precision == "fp32" and self.tf32 else ""
         return f"{self.mode} ({self.why}), {self.precision}{tf32}"
 
 
@@ -147,14 +156,19 @@ def choose_execution(options: ExecutionOptions, device: torch.device, *, uncaptu
         compile=mode in ("compiled", "captured"),
         capture=mode in ("captured", "captured-eager"),
         precision=options.precision,
-        tf32=options.tf32,
+        tf32=options.tf32 and tensor_cores(device),
         pad_channels=padding == "on" or (padding == "auto" and options.precision != "fp32" and device.type == "cuda"),
         device=device,
         why=why,
     )
 
 
+def tensor_cores(device: torch.device) -> bool:
+    """Whether a device multiplies in TF32 and bf16: NVIDIA GPUs since the A100."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+
+
 def _check_half(precision: Precision, device: torch.device) -> None:
-    if precision == "bf16" and device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0):
+    if precision == "bf16" and device.type == "cuda" and not tensor_cores(device):
         name = torch.cuda.get_device_name(device)
         raise UsageError(f"execution.precision bf16 has no tensor cores on {name}: use fp16")

@@ -120,7 +120,7 @@ def _pairs(net: nn.Module, graph: fx.Graph) -> Iterator[tuple[str, str]]:
     for node in graph.nodes:
         if node.op != "call_module" or not isinstance(modules[node.target], _BatchNorm):
             continue
-        source, norm = node.args[0], modules[node.target]
+        source, norm = next(iter(node.all_input_nodes)), modules[node.target]
         if source.op != "call_module" or len(source.users) != 1 or norm.running_mean is None:
             continue
         conv = modules[source.target]

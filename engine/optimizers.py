@@ -63,6 +63,11 @@ class LossScaler:
         self._scaler = torch.amp.GradScaler(execution.device.type, enabled=self.enabled)
         self._one = torch.ones((), device=execution.device)
 
+    @property
+    def at_floor(self) -> bool:
+        """Whether the scale is as low as it goes: steps are being left out. Waits for the device."""
+        return self.enabled and self.tensors()["scale"].item() <= self.FLOOR
+
     def scale(self, loss: Tensor) -> Tensor:
         """The loss to differentiate."""
         scaled: Tensor = self._scaler.scale(loss)
@@ -86,6 +91,12 @@ class LossScaler:
             for name, key in (("scale", "scale"), ("healthy_steps", "_growth_tracker"))
             if state
         }
+
+    def renew(self) -> None:
+        """Forgets a step that an error has left half done; the scale stays."""
+        tensors = self.tensors()
+        self._scaler = torch.amp.GradScaler(self._one.device.type, enabled=self.enabled)
+        self.restore(tensors)
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
         """The inverse of `tensors`, in place."""

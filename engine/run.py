@@ -32,7 +32,7 @@ from .threat import parse_pixels
 class Preparation:
     """Seconds spent before the first step."""
 
-    warmup: float  # the first step of each kind, with its compilation
+    warmup: float  # the first steps of each kind, with their compilation
     capture: float  # of the CUDA graphs
 
 
@@ -114,7 +114,8 @@ class Run:
         """
         if not (self.execution.compile or self.execution.capture):
             return None
-        from torch._dynamo.exc import TorchDynamoException  # takes seconds, and only compiled steps need it
+        # Takes seconds to import, and an eager step never needs it.
+        from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 
         batch = next(self.loader.epoch(self.at.epoch))
         positions = positions or (Position(0, step) for step in range(len(self.loader)))
@@ -126,9 +127,10 @@ class Run:
             except CaptureError as error:
                 refused = str(error)
                 self.execution = replace(self.execution, capture=False, why=f"not captured: {refused}")
+                self.classifier.scaler.renew()
                 self.step = self._training_step()
                 self.prepared = self._warmed_up(batch, kinds.values())
-            except TorchDynamoException as error:
+            except (TorchDynamoException, FailOnRecompileLimitHit) as error:
                 cause = str(error).strip().splitlines()[0]
                 raise UsageError(
                     f"{self.recipe.model.name} cannot be compiled ({cause}): use --execution.mode eager"
@@ -179,7 +181,8 @@ class Run:
     def rewind(self) -> Iterator[None]:
         """Puts back, in place and when it ends, all that training steps inside it changed."""
         scaler = self.classifier.scaler.tensors()
-        with rewound(lambda: {**self._in_place(), **{f"net/{k}": v for k, v in self.net.state_dict().items()}}):
+        tensors = {f"net/{name}": value for name, value in (*self.net.named_parameters(), *self.net.named_buffers())}
+        with rewound(lambda: {**self._in_place(), **tensors}):
             try:
                 yield
             finally:

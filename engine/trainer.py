@@ -107,7 +107,7 @@ def train_epoch(run: Run, stop: StopRequest) -> bool:
 
 def end_epoch(run: Run, folder: RunFolder, began: float) -> None:
     """Held-out accuracy, the checkpoint, the log's line."""
-    recipe, at = run.recipe, run.at
+    recipe, at, scaler = run.recipe, run.at, run.classifier.scaler
     loss, accuracy = run.tally.read()
     diverged = Diverged(
         f"training diverged in epoch {at.epoch + 1} (loss {loss:.3g}): lower --optimizer.lr (now "
@@ -143,6 +143,7 @@ def end_epoch(run: Run, folder: RunFolder, began: float) -> None:
             "loss": loss,
             "train_accuracy": accuracy,
             **{name: value.item() for name, value in run.method.metrics().items()},
+            **({"loss_scale": scaler.tensors()["scale"].item()} if scaler.enabled else {}),
             "selected_on": recipe.select_on,
             **checked,
             "step_seconds": at.step_seconds,
@@ -150,6 +151,11 @@ def end_epoch(run: Run, folder: RunFolder, began: float) -> None:
         }
     )
     run.save(folder.store, best_score=score if best else None)
+    if scaler.at_floor:
+        console.line(
+            f"the loss scale is at its floor of {scaler.FLOOR:g}: gradients overflow fp16, and their steps are left "
+            "out: use --execution.precision bf16 or fp32, or a lower --optimizer.lr"
+        )
     console.line(
         f"epoch {at.epoch:>3}/{recipe.epochs}  loss {loss:.3f}  train {accuracy:5.1f} %  {recipe.select_on} clean "
         f"{checked['clean']:5.1f} %, pgd-10 {checked['pgd-10']:5.1f} %{' *' if best else '  '} "

@@ -92,8 +92,8 @@ class FgsmSdi(Method):
         self.generator = placed(generator, execution, channels=channels, tile=TILE).train()
         self.twin = FrozenTwin(self.generator, training=False, half=execution.half)
         self.seen_channels = -(-channels // TILE) * TILE if execution.pad_channels else channels
-        self.propose = execution.compiled(partial(self._generated, self.twin.net))
-        self.propose_with_gradient = execution.compiled(partial(self._generated, self.generator))
+        self.propose = execution.compiled(self._of_twin)
+        self.propose_with_gradient = execution.compiled(self._of_generator)
         self.optimizer = make_adam(
             self.generator, execution, lr=options.generator_lr, weight_decay=options.generator_weight_decay
         )
@@ -141,9 +141,14 @@ class FgsmSdi(Method):
         classifier.scaler.step(self.optimizer)
         self.generator_loss.copy_(loss.detach())
 
-    def _generated(self, generator: nn.Module, seen: Tensor) -> Tensor:
+    def _of_twin(self, seen: Tensor) -> Tensor:
         with self.setting.classifier.execution.autocast():
-            raw: Tensor = generator(seen)
+            raw: Tensor = self.twin.net(seen)
+        return raw
+
+    def _of_generator(self, seen: Tensor) -> Tensor:
+        with self.setting.classifier.execution.autocast():
+            raw: Tensor = self.generator(seen)
         return raw
 
     def nets(self) -> dict[str, nn.Module]:

@@ -19,6 +19,20 @@ from hardfast.loaders import open_dataset
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 
 
+@pytest.fixture(autouse=True)
+def no_gpu_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is chosen for a GPU is tested without one: as if it were an A100 or later."""
+    monkeypatch.setattr("hardfast.engine.execution.tensor_cores", lambda device: device.type == "cuda")
+
+
+def test_on_a_v100_there_is_neither_tf32_nor_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hardfast.engine.execution.tensor_cores", lambda device: False)
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda device: "Tesla V100")
+    assert choose_execution(ExecutionOptions(), CUDA).describe() == "captured (the default on a GPU), fp32"
+    with pytest.raises(UsageError, match="no tensor cores on Tesla V100: use fp16"):
+        choose_execution(ExecutionOptions(precision="bf16"), CUDA)
+
+
 def test_defaults() -> None:
     assert choose_execution(ExecutionOptions(), CPU).mode == "eager"
     chosen = choose_execution(ExecutionOptions(), CUDA)
@@ -107,6 +121,18 @@ def test_the_scale_is_saved_and_restored_in_place() -> None:
     assert other.tensors() == saved
     assert other.scale(torch.ones(())) == 2**15
     assert LossScaler(Execution()).tensors() == {}
+
+
+def test_a_scaler_forgets_a_step_that_an_error_left_half_done() -> None:
+    net = nn.Linear(2, 2)
+    scaler, optimizer = LossScaler(FP16), make_sgd(net, FP16, lr=0.5, momentum=0.9, weight_decay=0)
+    overflowing(net, scaler, optimizer, float("inf"))
+    scaler.scale(net.weight.sum()).backward()
+    scaler.step(optimizer)  # and no update
+    scaler.renew()
+    overflowing(net, scaler, optimizer, 1.0)
+    assert scaler.tensors() == {"scale": 2**15, "healthy_steps": 1}
+    assert not scaler.at_floor
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])

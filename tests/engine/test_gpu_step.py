@@ -4,17 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
-from hardfast.engine import Recipe, recipes
+from hardfast.engine import Recipe, recipes, train
+from hardfast.engine.capture import WARMUP_STEPS, CapturedStep
+from hardfast.engine.classifier import AttackBN
 from hardfast.engine.execution import ExecutionOptions, Mode, Precision
 from hardfast.engine.methods import METHODS, Position, method_options
+from hardfast.engine.optimizers import set_learning_rate
 from hardfast.engine.run import Run
+from hardfast.engine.run_folder import RunFolder
 from hardfast.engine.schedule import ScheduleOptions
 from hardfast.kernels import random_key
 from hardfast.loaders import Batch, open_dataset
+
+from .counting import ConvolutionCounter
 
 pytestmark = pytest.mark.gpu
 DEVICE = torch.device("cuda")
@@ -85,32 +92,109 @@ def test_other_k_other_kinds_of_step() -> None:
         assert all(torch.equal(tensor, both[1][key]) for key, tensor in both[0].items())
 
 
+@pytest.mark.parametrize("bn", ["train", "eval"])
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_half_precision_replays_equal_steps(precision: Precision) -> None:
-    """fp16 with its loss scale, which grows and falls on the device."""
-    ours, theirs = (trained(recipe_of("fgsm-sdi", mode, precision), 200) for mode in ("captured-eager", "eager"))
+@pytest.mark.parametrize(("captured", "plain"), [("captured-eager", "eager"), ("captured", "compiled")])
+def test_half_precision_replays_equal_steps(captured: Mode, plain: Mode, precision: Precision, bn: AttackBN) -> None:
+    ours, theirs = (
+        trained(replace(recipe_of("fgsm-sdi", mode, precision), attack_bn=bn), 100) for mode in (captured, plain)
+    )
     for key, tensor in ours.items():
         assert torch.equal(tensor, theirs[key]), key
 
 
+@pytest.mark.parametrize("mode", ["eager", "captured-eager"])
+def test_an_overflow_halves_the_scale_and_leaves_the_step_out(mode: Mode) -> None:
+    recipe = recipe_of("fgsm-sdi", mode, "fp16")
+    run = Run(recipe, open_dataset(recipe.data), DEVICE)
+    assert run.prepare() is None
+    batch = next(run.loader.epoch(0))
+    run.classifier.scaler.restore({"scale": torch.tensor(2.0**40), "healthy_steps": torch.tensor(0.0)})
+    before = run.net.conv1.weight.clone()
+    set_learning_rate(run.optimizer, 0.1)
+    run.step(batch, Position(0, 1))
+    assert torch.equal(run.net.conv1.weight, before)
+    assert run.classifier.scaler.tensors()["scale"] == 2.0**39
+    run.classifier.scaler.restore({"scale": torch.tensor(2.0**10), "healthy_steps": torch.tensor(0.0)})
+    run.step(batch, Position(0, 1))
+    assert not torch.equal(run.net.conv1.weight, before)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("mode", ["eager", "compiled", "captured"])
-def test_a_step_never_waits_for_the_device(name: str, mode: Mode) -> None:
-    recipe = recipe_of(name, mode)
+def test_a_step_never_waits_for_the_device(name: str, mode: Mode, precision: Precision) -> None:
+    """Nor does drawing its batch, after the first one of an epoch."""
+    recipe = recipe_of(name, mode, precision)
     run = Run(recipe, open_dataset(recipe.data), DEVICE)
     run.prepare()
-    batches = [batch for _, batch in zip(range(8), run.loader.epoch(0), strict=False)]
-    run.step(batches[0], Position(0, 0))  # the optimisers' first step makes their state
-    torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        for step, batch in enumerate(batches):
+    with run.execution.numerics():
+        batches = run.loader.epoch(0)
+        for step in (0, 1):  # of each kind, which eager mode has not made yet
+            run.step(next(batches), Position(0, step))
+        torch.cuda.synchronize()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            for step in range(2, 10):
+                run.follow_schedule()
+                run.step(next(batches), Position(0, step))
+                run.at.total += 1
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    assert run.tally.read()[0] > 0
+
+
+def test_a_captured_step_is_2_2_3() -> None:
+    """Counted while it warms up and is captured: as often as it is made, and so in every replay."""
+    recipe = recipe_of("fgsm-sdi", "captured-eager")
+    run = Run(recipe, open_dataset(recipe.data), DEVICE)
+    assert isinstance(run.step, CapturedStep)
+    with ConvolutionCounter(set()) as seen:
+        run.step.prepare(next(run.loader.epoch(0)), Position(0, 1))
+    made, n, g = WARMUP_STEPS + 1, 9, 4
+    wanted = {"net forward": 3 * n + g, "net input": 3 * n - 1, "net weight": n}
+    assert seen.calls == {name: made * count for name, count in wanted.items()}
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_a_step_that_waits_is_refused_with_its_reason_and_trains_without_graphs(
+    precision: Precision, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = trained(recipe_of("fgsm-sdi", "eager", precision), 20)
+    recipe = recipe_of("fgsm-sdi", "captured-eager", precision)
+    run = Run(recipe, open_dataset(recipe.data), DEVICE)
+    craft = run.method.craft
+
+    def waiting(batch: Batch, position: Position) -> torch.Tensor:
+        x_adv = craft(batch, position)
+        x_adv.sum().item()
+        return x_adv
+
+    monkeypatch.setattr(run.method, "craft", waiting)
+    stream = torch.cuda.current_stream()
+    refused = run.prepare()
+    assert "synchron" in str(refused)
+    assert torch.cuda.current_stream() == stream
+    assert run.execution.mode == "eager"
+    with run.execution.numerics():
+        for step, batch in zip(range(20), run.loader.epoch(0), strict=False):
             run.follow_schedule()
             run.step(batch, Position(0, step))
             run.at.total += 1
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    assert run.tally.read()[0] > 0
+    ours = {name: tensor.cpu() for name, tensor in {**run.tensors(), **run.net.state_dict()}.items()}
+    assert all(torch.equal(tensor, plain[key]) for key, tensor in ours.items())
+    torch.rand(3, device=DEVICE)  # the generator was not left in a capture
+
+
+def test_two_epochs_of_the_loop_equal_eager_ones(tmp_path: Path) -> None:
+    """Evaluations and checkpoints between epochs change nothing that the graphs hold."""
+    finals = []
+    for mode in ("captured-eager", "eager"):
+        recipe = recipe_of("fgsm-sdi", mode, epochs=2)
+        assert train(recipe, tmp_path / mode, device="cuda").finished
+        last = RunFolder(tmp_path / mode).checkpoint("last")
+        finals.append({**last.model(), **last.state()})
+    assert all(torch.equal(tensor, finals[1][key]) for key, tensor in finals[0].items())
 
 
 def test_the_noise_is_fresh_in_every_replay() -> None:
@@ -118,7 +202,7 @@ def test_the_noise_is_fresh_in_every_replay() -> None:
     recipe = recipe_of("fgsm-rs", "captured")
     run = Run(recipe, open_dataset(recipe.data), DEVICE)
     run.prepare()
-    run.follow_schedule()
+    set_learning_rate(run.optimizer, 0.1)
     batch = next(run.loader.epoch(0))
     losses = []
     for epoch in (1, 2, 1):
