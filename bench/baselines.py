@@ -90,6 +90,9 @@ class Released:
 class Tuned:
     """A step of the same algorithm in good plain PyTorch.
 
+    With compiled nets its attack passes compute every weight gradient again: `net.compile()` fixes the backward pass
+    when it traces the forward, whatever `autograd.grad` asks for later. That is what whoever compiles such a loop gets.
+
     Args:
         parts: with nets in channels-last memory format, compiled or not.
         autocast: makes the context of each forward pass.

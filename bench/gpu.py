@@ -120,8 +120,12 @@ def run_step(name: str, job: Job) -> None:
     from .step import bench_step
     from .variants import DEFAULT_NAMES
 
+    model, batch, size = WORKLOADS[name]
     names: Sequence[str] = ["tuned-eager"] if job.quick else DEFAULT_NAMES
-    rounds = 2 if job.quick else None
+    if not job.quick and batch == 128 and size != 64:
+        names = [*names, "fgsm-sdi-bn-eval", "fgsm-sdi-half-generator"]
+    # Where a step of the slowest baseline takes the better part of a second, 50 rounds would outlast the limit.
+    rounds = 2 if job.quick else 20 if model == "resnet50" or batch > 128 else None
     csv = job.results / f"step-{name}.csv"
     console.line(bench_step(workload(name, job), names=names, device=job.device, rounds=rounds, csv=csv))
 
@@ -173,7 +177,8 @@ def run_train(job: Job) -> None:
 
 def run_growth(axis: Axis, job: Job) -> None:
     """`hardfast bench growth` along one axis; the picture is drawn anew with all axes that are there by now."""
-    from .growth import bench_growth, draw, read_rows
+    from .growth import bench_growth, draw
+    from .rows import read_rows
 
     csv = job.results / f"growth-{axis}.csv"
     if job.quick:

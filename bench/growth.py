@@ -10,7 +10,6 @@ bench/results/cpu_growth.csv --png bench/results/cpu_growth.png`, one thread bec
 
 from __future__ import annotations
 
-import csv as csv_files
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -212,15 +211,6 @@ def table(rows: Sequence[GrowthRow], base: Workload, *, absolute: bool) -> str:
     if any(row.axis == "k" for row in rows):
         said += "\nk: arithmetic on the base's two kinds of step, each timed once; the paper's step does other work"
     return said if absolute else f"{said}\nratios only: absolute times are meaningful on a GPU"
-
-
-def read_rows(files: Sequence[Path]) -> list[dict[str, Any]]:
-    """The rows of CSV files that `bench growth` wrote, their values as text."""
-    rows: list[dict[str, Any]] = []
-    for path in files:
-        with path.open(newline="") as file:
-            rows += csv_files.DictReader(file)
-    return rows
 
 
 def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> None:

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
 
 from ..engine import console
-from .growth import read_rows
+from .rows import read_rows
 
 Row = Mapping[str, Any]
 LABELS = {

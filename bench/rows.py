@@ -65,6 +65,15 @@ def write_rows(rows: Sequence[Mapping[str, Any]], *, csv: Path | None, json: Pat
         write_whole(json, json_files.dumps(list(rows), indent=2) + "\n")
 
 
+def read_rows(files: Sequence[Path]) -> list[dict[str, Any]]:
+    """The rows of CSV files that `write_rows` wrote, their values as text."""
+    rows: list[dict[str, Any]] = []
+    for path in files:
+        with path.open(newline="") as file:
+            rows += csv_files.DictReader(file)
+    return rows
+
+
 def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
     """A header and a line for each row."""
     text = io.StringIO()

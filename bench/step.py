@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,11 +17,11 @@ from ..engine.environment import choose_device, describe_environment, gpu_state
 from ..engine.errors import UsageError
 from ..engine.execution import Execution, ExecutionOptions, Mode, Precision, choose_execution
 from .rows import check_places, place_columns, write_rows
-from .timing import Spread, interleaved_seconds
+from .timing import Spread, interleaved_seconds, wall_seconds
 from .variants import BASELINES, DEFAULT_NAMES, NAMES, OURS, BuiltStep, Variant, Workload, build
 
-# Steps issued in a row in one timing: on a GPU enough that waiting for the device at both ends does not count.
-STEPS_IN_A_CALL = {"cuda": 5, "cpu": 1}
+# A timing takes as many steps in a row as fill this time, at most 5, so that waiting for a GPU does not count.
+CALL_SECONDS = {"cuda": 0.02, "cpu": 0.0}
 ROUNDS = {"cuda": 50, "cpu": 20}
 
 
@@ -149,13 +150,17 @@ def _built(wanted: Sequence[Variant], workload: Workload, device: torch.device) 
                 steps[variant] = build(variant, workload, device)
                 for number in steps[variant].kinds:  # a step of each kind: what is too large or too new fails here
                     steps[variant].call(number)
-            except RuntimeError as error:  # out of memory, or torch.compile's own
-                steps.pop(variant, None)
-                torch.cuda.empty_cache()
-                console.line(f"left out: {variant}: {str(error).splitlines()[0]}")
+            except (RuntimeError, UsageError) as error:  # out of memory, torch.compile's own, a missing package
+                left_out = (str(error).strip().splitlines() or [type(error).__name__])[0]
             else:
+                left_out = ""
                 if variant.name in BASELINES:
                     steps[variant].warmup_seconds = time.perf_counter() - began
+            if left_out:  # outside the handler, whose traceback holds the variant's tensors
+                steps.pop(variant, None)
+                gc.collect()
+                torch.cuda.empty_cache()
+                console.line(f"left out: {variant}: {left_out}")
             bar.update(1)
     if not {"plain", "fgsm-sdi"} <= {variant.name for variant in steps}:
         raise UsageError("neither plain training nor fgsm-sdi could be run: use a smaller --batch or another --modes")
@@ -164,18 +169,23 @@ def _built(wanted: Sequence[Variant], workload: Workload, device: torch.device) 
 
 def _timed(steps: Mapping[Variant, BuiltStep], rounds: int, device: torch.device) -> dict[str, list[float]]:
     """Seconds of a step by `variant, number`, for both kinds of step."""
-    count = STEPS_IN_A_CALL[device.type]
 
-    def repeated(built: BuiltStep, number: int) -> Callable[[], object]:
+    def repeated(built: BuiltStep, number: int, count: int) -> Callable[[], object]:
         def call() -> None:
             for _ in range(count):
                 built.call(number)
 
         return call
 
-    calls = {f"{v}, {number}": repeated(built, number) for v, built in steps.items() for number in built.kinds}
+    counts, calls = {}, {}
+    for variant, built in steps.items():
+        for number in built.kinds:
+            name = f"{variant}, {number}"
+            once = wall_seconds(repeated(built, number, 1), device)
+            counts[name] = max(1, min(5, int(CALL_SECONDS[device.type] / once)))
+            calls[name] = repeated(built, number, counts[name])
     seconds = interleaved_seconds(calls, repeats=rounds, warmup=2, device=device)
-    return {name: [one / count for one in found] for name, found in seconds.items()}
+    return {name: [one / counts[name] for one in found] for name, found in seconds.items()}
 
 
 def reference_rows(rows: Sequence[StepRow], row: StepRow) -> dict[str, StepRow]:

@@ -156,7 +156,7 @@ def _baseline(variant: Variant, workload: Workload, device: torch.device) -> Bui
         step: Released | Tuned = Released(_parts(net, generator, workload), weight_gradients=weight_gradients)
     else:
         x = x.contiguous(memory_format=torch.channels_last)
-        parts = _parts(channels_last(net), channels_last(generator), workload)
+        parts = _parts(channels_last(net), channels_last(generator), workload, fused=device.type == "cuda" or None)
         if variant.mode == "compiled":
             parts.net.compile(dynamic=False)
             parts.generator.compile(dynamic=False)
@@ -164,11 +164,11 @@ def _baseline(variant: Variant, workload: Workload, device: torch.device) -> Bui
     return BuiltStep(call=lambda number: step(x, images.labels, number), kinds=(1, 0))
 
 
-def _parts(net: nn.Module, generator: nn.Module, workload: Workload) -> Parts:
+def _parts(net: nn.Module, generator: nn.Module, workload: Workload, *, fused: bool | None = None) -> Parts:
     return Parts(
         net=net,
         generator=generator,
-        optimizer=torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4),
+        optimizer=torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4, fused=fused),
         generator_optimizer=torch.optim.Adam(generator.parameters(), lr=1e-3, weight_decay=5e-4),
         epsilon=float(parse_pixels(EPSILON, "epsilon")),
         smoothing=SMOOTHING,

@@ -14,8 +14,9 @@ import pytest
 import torch
 
 from hardfast.bench import growth, growth_points
-from hardfast.bench.growth import bench_growth, growth_rows, read_rows, table
+from hardfast.bench.growth import bench_growth, growth_rows, table
 from hardfast.bench.growth_points import KS, Times, points_of, timed_as
+from hardfast.bench.rows import read_rows
 from hardfast.bench.units import TABLE_II_MINUTES, generator_share, modelled_over, modelled_over_plain, sdi_units
 from hardfast.bench.variants import Workload
 

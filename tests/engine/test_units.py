@@ -119,8 +119,8 @@ def test_compiled_steps_execute_2_2_3_as_traced(model: ModelName, attack_bn: Att
 @pytest.mark.parametrize(
     ("options", "dtype", "bound"),
     [
-        (FgsmSdiOptions(k=3, generator_width=4), torch.float64, 1e-9),
-        pytest.param(FgsmSdiOptions(k=3, generator_width=4), torch.float32, 2e-2, marks=pytest.mark.slow),
+        (FgsmSdiOptions(k=3, generator_width=16), torch.float64, 1e-9),
+        pytest.param(FgsmSdiOptions(k=3, generator_width=16), torch.float32, 2e-2, marks=pytest.mark.slow),
         (FgsmRsOptions(), torch.float32, 2e-2),
     ],
 )
@@ -130,7 +130,8 @@ def test_inductor_executes_the_same_compiles_nothing_later_and_agrees_with_eager
     """50 steps after two to warm up. `bound` is the largest relative difference of a loss, and of the weights' norm.
 
     In float32 a sum in another order turns a sign here and there, and from then on the two train on other images; in
-    float64 they stay together for all the steps.
+    float64 they stay together for all the steps. No stage is narrower than 16 channels: with 4 and 8 Inductor's float32
+    code for a CPU writes beyond its memory (torch 2.13; LOG.md).
     """
     torch.compiler.reset()
     counter = GraphCounter()
@@ -138,7 +139,7 @@ def test_inductor_executes_the_same_compiles_nothing_later_and_agrees_with_eager
 
     def step_of(execution: Execution) -> TrainingStep:
         torch.manual_seed(0)
-        net = channels_last(ResNet((4, 8), (1, 1), num_classes=10)).to(dtype)
+        net = channels_last(ResNet((16, 32), (1, 1), num_classes=10)).to(dtype)
         return training_step(options, net, dtype=dtype, lr=0.02, weight_decay=5e-4, execution=execution)
 
     compiled, eager = step_of(Execution(compile=True, backend=counter.inductor())), step_of(Execution())
