@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal, cast, get_args
 
 import torch
@@ -12,8 +13,7 @@ import torch
 from ..engine import console
 from ..engine.errors import UsageError
 from ..engine.models import ModelName
-from .step import STEPS_IN_A_CALL
-from .timing import interleaved_seconds
+from .timing import interleaved_steps
 from .variants import BuiltStep, Variant, Workload, build
 
 Axis = Literal["model", "resolution", "batch", "k"]
@@ -141,20 +141,11 @@ def _built(workload: Workload, variant: Variant, device: torch.device) -> dict[s
 
 
 def _timed(built: Mapping[str, BuiltStep], base: BuiltStep, rounds: int, device: torch.device) -> Times:
-    count, plain, sdi = STEPS_IN_A_CALL[device.type], built["plain"], built["fgsm-sdi"]
-
-    def repeated(step: BuiltStep, number: int) -> Callable[[], object]:
-        def call() -> None:
-            for _ in range(count):
-                step.call(number)
-
-        return call
-
-    calls = {"plain": repeated(plain, 1), "ordinary": repeated(sdi, 1), "kth": repeated(sdi, 0)}
+    plain, sdi = built["plain"], built["fgsm-sdi"]
+    calls = {"plain": partial(plain.call, 1), "ordinary": partial(sdi.call, 1), "kth": partial(sdi.call, 0)}
     if base is not sdi:
-        calls["base"] = repeated(base, 1)
+        calls["base"] = partial(base.call, 1)
     assert sdi.run is not None
     with sdi.run.execution.numerics():
-        found = interleaved_seconds(calls, repeats=rounds, warmup=1, device=device)
-    seconds = {name: [one / count for one in calls] for name, calls in found.items()}
+        seconds = interleaved_steps(calls, repeats=rounds, warmup=1, device=device)
     return Times(**{"base": seconds["ordinary"], **seconds})

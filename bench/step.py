@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,9 @@ from ..engine.environment import choose_device, describe_environment, gpu_state
 from ..engine.errors import UsageError
 from ..engine.execution import Execution, ExecutionOptions, Mode, Precision, choose_execution
 from .rows import check_places, place_columns, write_rows
-from .timing import Spread, interleaved_seconds, wall_seconds
+from .timing import Spread, interleaved_steps
 from .variants import BASELINES, DEFAULT_NAMES, NAMES, OURS, BuiltStep, Variant, Workload, build
 
-# A timing takes as many steps in a row as fill this time, at most 5, so that waiting for a GPU does not count.
-CALL_SECONDS = {"cuda": 0.02, "cpu": 0.0}
 ROUNDS = {"cuda": 50, "cpu": 20}
 
 
@@ -170,22 +169,8 @@ def _built(wanted: Sequence[Variant], workload: Workload, device: torch.device) 
 def _timed(steps: Mapping[Variant, BuiltStep], rounds: int, device: torch.device) -> dict[str, list[float]]:
     """Seconds of a step by `variant, number`, for both kinds of step."""
 
-    def repeated(built: BuiltStep, number: int, count: int) -> Callable[[], object]:
-        def call() -> None:
-            for _ in range(count):
-                built.call(number)
-
-        return call
-
-    counts, calls = {}, {}
-    for variant, built in steps.items():
-        for number in built.kinds:
-            name = f"{variant}, {number}"
-            once = wall_seconds(repeated(built, number, 1), device)
-            counts[name] = max(1, min(5, int(CALL_SECONDS[device.type] / once)))
-            calls[name] = repeated(built, number, counts[name])
-    seconds = interleaved_seconds(calls, repeats=rounds, warmup=2, device=device)
-    return {name: [one / counts[name] for one in found] for name, found in seconds.items()}
+    calls = {f"{v}, {number}": partial(built.call, number) for v, built in steps.items() for number in built.kinds}
+    return interleaved_steps(calls, repeats=rounds, warmup=2, device=device)
 
 
 def reference_rows(rows: Sequence[StepRow], row: StepRow) -> dict[str, StepRow]:

@@ -14,6 +14,7 @@ from ..engine import console
 from ..engine.environment import wait_for
 
 CAPTURE_WARMUP = 3
+CALL_SECONDS = {"cuda": 0.02, "cpu": 0.0}
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +56,22 @@ def interleaved_seconds(
     timed = event_seconds if device.type == "cuda" else wall_seconds
     timers = {name: partial(timed, call, device) for name, call in variants.items()}
     return interleaved(timers, repeats=repeats, warmup=warmup)
+
+
+def interleaved_steps(
+    steps: Mapping[str, Callable[[], object]], *, repeats: int, warmup: int, device: torch.device
+) -> dict[str, list[float]]:
+    """Seconds of one step of each variant, in turn as in `interleaved_seconds`.
+
+    A timing takes as many steps in a row as fill `CALL_SECONDS`, at most 5, so that waiting for a GPU does not count.
+    """
+    counts = {}
+    for name, step in steps.items():
+        once = wall_seconds(step, device)
+        counts[name] = max(1, min(5, int(CALL_SECONDS[device.type] / once)))
+    calls = {name: Rotation([step], turns=counts[name]) for name, step in steps.items()}
+    seconds = interleaved_seconds(calls, repeats=repeats, warmup=warmup, device=device)
+    return {name: [one / counts[name] for one in found] for name, found in seconds.items()}
 
 
 def paired_ratio(seconds: Mapping[str, list[float]], name: str, base: str) -> Spread:

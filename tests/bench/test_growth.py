@@ -40,7 +40,7 @@ def known_times(monkeypatch: pytest.MonkeyPatch) -> None:
         known = {"plain": 1.0, "ordinary": 2.0, "kth": 4.0, "base": 1.0}
         return {name: [known[name]] * repeats for name in calls}
 
-    monkeypatch.setattr(growth_points, "interleaved_seconds", interleaved)
+    monkeypatch.setattr(growth_points, "interleaved_steps", interleaved)
 
 
 def test_k_is_arithmetic_on_two_steps() -> None:
