@@ -22,7 +22,7 @@ from ..loaders import Batch, DataOptions, Dataset, Loader, ResidentLoader, open_
 from ..loaders.synthetic import SyntheticShape
 from .rows import place_columns, write_rows
 from .timing import Spread, interleaved, wall_seconds
-from .variants import CHANNELS, Workload, recipe_of
+from .variants import CHANNELS, Workload, check_workload, recipe_of
 
 MOST_IMAGES, MOST_BYTES, CPU_BATCHES = 50_000, 1 << 30, 4
 ROUNDS, WARMUP = 10, 2
@@ -109,11 +109,7 @@ def bench_loaders(
     for name in loaders:
         if name not in LOADERS:
             raise UsageError(f"--loaders {name} is not a loader: choose from {', '.join(LOADERS)}")
-    for option in ("batch", "image_size", "k", "generator_width"):
-        if getattr(workload, option) < 1:
-            raise UsageError(f"--{option.replace('_', '-')} must be at least 1, not {getattr(workload, option)}")
-    if rounds < 2:
-        raise UsageError(f"--rounds is {rounds}: percentiles need at least 2")
+    check_workload(workload, rounds)
     place, why = choose_device(device)
     images = default_images(workload, place) if images is None else images
     if images < workload.batch:

@@ -19,7 +19,7 @@ from ..engine.errors import UsageError
 from ..engine.execution import Execution, ExecutionOptions, Mode, Precision, choose_execution
 from .rows import check_places, place_columns, write_rows
 from .timing import Spread, interleaved_steps
-from .variants import BASELINES, DEFAULT_NAMES, NAMES, OURS, BuiltStep, Variant, Workload, build
+from .variants import BASELINES, DEFAULT_NAMES, NAMES, OURS, BuiltStep, Variant, Workload, build, check_workload
 
 ROUNDS = {"cuda": 50, "cpu": 20}
 
@@ -95,11 +95,7 @@ def _check(workload: Workload, names: Sequence[str], rounds: int) -> None:
     for name in names:
         if name not in NAMES:
             raise UsageError(f"--names {name} is not a variant: choose from {', '.join(NAMES)}")
-    for option in ("batch", "image_size", "k", "generator_width"):
-        if getattr(workload, option) < 1:
-            raise UsageError(f"--{option.replace('_', '-')} must be at least 1, not {getattr(workload, option)}")
-    if rounds < 2:
-        raise UsageError(f"--rounds is {rounds}: percentiles need at least 2")
+    check_workload(workload, rounds)
 
 
 def _precisions(device: torch.device) -> tuple[Precision, ...]:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..engine.errors import UsageError
 from ..engine.execution import ExecutionOptions, Mode, Precision
 from ..engine.methods import FgsmSdiOptions, MethodOptions, Position, StandardOptions
 from ..engine.models import ModelName, ModelOptions, NetShape, build_generator, build_model, channels_last
@@ -51,6 +52,19 @@ class Workload:
     def classes(self) -> int:
         """As many as the data sets of its model have."""
         return 1000 if self.model == "resnet50" else 10
+
+
+def check_workload(workload: Workload, rounds: int) -> None:
+    """Refuses numbers that no step can be timed with.
+
+    Raises:
+        UsageError: naming the option.
+    """
+    for option in ("batch", "image_size", "k", "generator_width"):
+        if getattr(workload, option) < 1:
+            raise UsageError(f"--{option.replace('_', '-')} must be at least 1, not {getattr(workload, option)}")
+    if rounds < 2:
+        raise UsageError(f"--rounds is {rounds}: percentiles need at least 2")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
