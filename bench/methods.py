@@ -19,7 +19,7 @@ from ..engine.errors import Stopped, UsageError
 from ..engine.evaluation import LIBRARY_ATTACKS, earlier_attacks, evaluate, identity
 from ..engine.execution import Execution
 from ..engine.methods import FgsmSdiOptions, Position, method_options
-from ..engine.recipes import Recipe
+from ..engine.recipe import Recipe
 from ..engine.run import Run
 from ..engine.run_folder import RunFolder
 from ..engine.trainer import train

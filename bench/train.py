@@ -17,7 +17,7 @@ from ..engine.environment import choose_device, describe_environment, gpu_state,
 from ..engine.errors import Diverged, UsageError
 from ..engine.evaluation import ATTACKS, LIBRARY_ATTACKS, AttackName, evaluate_net
 from ..engine.execution import Mode, choose_execution
-from ..engine.recipes import Recipe
+from ..engine.recipe import Recipe
 from ..engine.run import Preparation, Run
 from ..engine.signals import StopRequest
 from ..engine.trainer import train_epoch

@@ -3,7 +3,7 @@
 from . import recipes
 from .errors import CheckpointError, EvaluationError, UsageError
 from .evaluation import evaluate, evaluate_net
-from .recipes import Recipe
+from .recipe import Recipe
 from .run_folder import load_model
 from .trainer import Outcome, train
 

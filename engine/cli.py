@@ -21,7 +21,7 @@ from .errors import Diverged, EvaluationError, Stopped, UsageError
 from .evaluation import ATTACKS, AttackName, evaluate
 from .methods import METHODS, method_options
 from .parsing import parse, recipe_name
-from .recipes import Recipe
+from .recipe import Recipe
 from .run_folder import RunFolder, Which
 from .trainer import train
 

@@ -23,7 +23,7 @@ from .checkpoint import Checkpoint
 from .environment import choose_device
 from .errors import EvaluationError, UsageError
 from .gradients import attack_loss, input_gradient
-from .recipes import Recipe
+from .recipe import Recipe
 from .run_folder import RunFolder, Which, restored_model, write_whole
 from .threat import format_pixels, parse_pixels
 

@@ -1,123 +1,17 @@
-"""Recipes: what a run is, as frozen dataclasses whose field docstrings are the command line's help, and the presets."""
+"""The presets: a recipe for every row that can be asked for by name."""
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, field, replace
-from fractions import Fraction
-from typing import Annotated, Literal
+from dataclasses import replace
 
 from ..loaders import DataOptions
-from . import strict_json
-from .classifier import AttackBN
 from .errors import UsageError
-from .execution import ExecutionOptions
-from .markers import HIDDEN
-from .methods import FgsmSdiOptions, MethodOptions
+from .methods import FgsmSdiOptions
 from .models import ModelOptions
+from .recipe import OptimizerOptions, Recipe, from_json, smoothing_of, to_json
 from .schedule import ScheduleOptions
-from .threat import parse_pixels
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class OptimizerOptions:
-    """SGD for the classifier; weight decay on every parameter."""
-
-    lr: float = 0.1
-    """The largest learning rate of the run."""
-
-    momentum: float = 0.9
-    """Momentum, without Nesterov's correction."""
-
-    weight_decay: float = 5e-4
-    """L2 penalty."""
-
-    def __post_init__(self) -> None:
-        if not 0 < self.lr < math.inf:
-            raise UsageError(f"optimizer.lr must be a positive number, not {self.lr}")
-        if not 0 <= self.momentum < 1:
-            raise UsageError(f"optimizer.momentum must lie in [0, 1), not {self.momentum}")
-        if not 0 <= self.weight_decay < math.inf:
-            raise UsageError(f"optimizer.weight-decay must not be negative, not {self.weight_decay}")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Recipe:
-    """Everything that decides a run's result."""
-
-    name: Annotated[str, HIDDEN] = "digits"
-
-    about: Annotated[str, HIDDEN] = ""
-
-    epsilon: str = "8/255"
-    """Radius of the L-infinity ball, in grey levels over 255."""
-
-    epochs: int = 110
-    """Passes over the training set."""
-
-    batch_size: int = 128
-    """Images in a batch; an incomplete last batch of an epoch is dropped."""
-
-    label_smoothing: float = 0.0
-    """Smoothing of the losses that move weights, in PyTorch's definition; attacks see hard labels."""
-
-    box: bool = True
-    """Project training images onto [0, 1] as well as onto the ball; evaluation always does."""
-
-    attack_bn: AttackBN = "train"
-    """The classifier's BatchNorm while an attack is crafted. train: by the batch's statistics, which update the running
-    ones in every pass, as the papers do. eval: by the running ones, merged into the convolutions, which is faster and
-    gives other robust accuracies."""
-
-    crop_padding: int = 4
-    """Zero padding in pixels for the random crop; 0 is none."""
-
-    flip: bool = True
-    """Mirror each training image with probability 1/2."""
-
-    select_on: Literal["heldout", "test"] = "heldout"
-    """Which images choose the best checkpoint. The papers used the test set, which flatters the result."""
-
-    attack_step: str | None = None
-    """Step size of the PGD and C&W attacks of the evaluation, like 2/255; by default a quarter of epsilon."""
-
-    seed: int = 0
-    """Decides every random number of the run."""
-
-    method: MethodOptions = field(default_factory=FgsmSdiOptions)
-    data: DataOptions = field(default_factory=DataOptions)
-    model: ModelOptions = field(default_factory=ModelOptions)
-    optimizer: OptimizerOptions = field(default_factory=OptimizerOptions)
-    schedule: ScheduleOptions = field(default_factory=ScheduleOptions)
-    execution: ExecutionOptions = field(default_factory=ExecutionOptions)
-
-    def __post_init__(self) -> None:
-        parse_pixels(self.epsilon, "epsilon")
-        self.parsed_attack_step()
-        for name, smallest in (("epochs", 1), ("batch_size", 2), ("crop_padding", 0)):
-            if getattr(self, name) < smallest:
-                raise UsageError(f"{name.replace('_', '-')} must be at least {smallest}, not {getattr(self, name)}")
-        if not 0 <= self.seed < 1 << 64:
-            raise UsageError(f"seed must lie in [0, 2**64), not {self.seed}")
-        if self.schedule.cycle_momentum and self.optimizer.momentum < 0.1:
-            raise UsageError(f"schedule.cycle-momentum needs optimizer.momentum >= 0.1, not {self.optimizer.momentum}")
-        if not 0 <= self.label_smoothing < 1:
-            raise UsageError(f"label-smoothing must lie in [0, 1), not {self.label_smoothing}")
-        if any(epoch >= self.epochs for epoch in self.schedule.milestones):
-            raise UsageError(
-                f"schedule.milestones {self.schedule.milestones} would never fire in {self.epochs} epochs: "
-                "set --schedule.milestones to epochs below --epochs"
-            )
-
-    def parsed_attack_step(self) -> Fraction | None:
-        """`attack_step` in [0, 1] pixel units; None where the attacks choose their own."""
-        return None if self.attack_step is None else parse_pixels(self.attack_step, "attack-step")
-
-
-def smoothing_of(true_class: float, num_classes: int) -> float:
-    """Label smoothing in PyTorch's definition that leaves probability `true_class` on the true class."""
-    return (1 - true_class) * num_classes / (num_classes - 1)
-
+__all__ = ["PRESETS", "OptimizerOptions", "Recipe", "from_json", "get", "smoothing_of", "to_json"]
 
 # The first release of FGSM-SDI (2022-07), the nearest in time to the paper's tables, left 0.9 on the true class.
 _PAPER_CIFAR10 = Recipe(
@@ -187,17 +81,3 @@ def get(name: str) -> Recipe:
     if name not in PRESETS:
         raise UsageError(f"recipe '{name}' is not known: choose one of {', '.join(PRESETS)}")
     return PRESETS[name]
-
-
-def to_json(recipe: Recipe) -> str:
-    """The recipe as config.json holds it."""
-    return strict_json.dump(recipe)
-
-
-def from_json(text: str, source: str) -> Recipe:
-    """Reads what `to_json` wrote.
-
-    Raises:
-        UsageError: naming the first field that is missing, unknown, of another type, or out of range.
-    """
-    return strict_json.load(Recipe, text, source, error=UsageError, fix="restore the file or choose another --out")

@@ -21,7 +21,7 @@ from .execution import Execution, choose_execution
 from .methods import Position, Setting
 from .models import NetShape, PaddedConv2d, build_model, seeded_initialisation
 from .optimizers import make_sgd, set_learning_rate
-from .recipes import Recipe
+from .recipe import Recipe
 from .record import Best, Counters, Record
 from .schedule import learning_rate, momentum
 from .step import Step, Tally, TrainingStep

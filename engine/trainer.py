@@ -15,7 +15,7 @@ from .environment import choose_device, describe_environment, wait_for
 from .errors import CheckpointError, Diverged, EvaluationError, UsageError
 from .evaluation import evaluate_net
 from .methods import Position
-from .recipes import Recipe
+from .recipe import Recipe
 from .run import Run
 from .run_folder import RunFolder
 from .signals import StopRequest
