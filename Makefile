@@ -7,6 +7,9 @@ AA_SAMPLES ?= 200
 UV_VERSION := 0.13.9
 BIN := $(VENV)/bin
 SOURCES := engine kernels loaders bench
+# Second implementations that tests compare with, installed without what they ask for and no test uses: torchattacks
+# pins a requests of 2021, adv-lib wants visdom to plot with, timm the client of a hub to download from.
+TEST_ONLY := adv-lib timm torchattacks
 # The source tree as the import package `hardfast`, for machines on which nothing is installed.
 TREE := .tree
 # Two test processes of one thread each are twice as fast as one of two, and do not slow down on a busy machine.
@@ -24,6 +27,7 @@ $(VENV)/installed: setup.py constraints.txt
 	@echo "installing into $(VENV): torch and its CUDA libraries are 5 GB"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check "uv==$(UV_VERSION)"
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --constraints constraints.txt setuptools --editable '.[eval,test]'
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --constraints constraints.txt --no-deps $(TEST_ONLY)
 	@touch $@
 
 .PHONY: install
