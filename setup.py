@@ -28,7 +28,7 @@ setup(
     python_requires=">=3.11",
     packages=names,
     package_dir=folder_of,
-    package_data={name: ["py.typed"] for name in names},
+    package_data={name: ["py.typed", "*.csv"] for name in names},  # the figures of the paper are read at run time
     install_requires=[
         "torch>=2.11",
         "torchvision>=0.26",  # the release for that torch; resnet50 alone needs it
