@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -15,6 +16,7 @@ from .models import Net, channels_last, pad_stem
 from .optimizers import LossScaler
 
 AttackBN = Literal["train", "eval"]
+Penalty = Callable[[Tensor], Tensor]  # logits [N, K] with their graph -> a scalar that is added to the loss
 
 
 def placed(net: Net, execution: Execution, *, channels: int, tile: int) -> Net:
@@ -59,13 +61,16 @@ class Classifier:
     ) -> None:
         self.net, self.label_smoothing = net, label_smoothing
         self.execution = Execution() if execution is None else execution
+        self.attack_bn = attack_bn
         fold = attack_bn == "eval"
         self.twin = FrozenTwin(net, training=attack_bn == "train", half=self.execution.half, fold=fold)
         self.scaler = LossScaler(self.execution)
         compiled = self.execution.compiled
         self.attack_loss = compiled(attack_loss(self._logits_of_twin))
         self._smoothed_loss_of_twin = compiled(self._smoothed_loss_at)
+        self._twins_logits = compiled(self._logits_of_twin)
         self._training_loss = compiled(self._loss_of_net)
+        self._training_loss_and_logits = compiled(self._loss_and_logits_of_net)
 
     def begin_step(self) -> None:
         """Before the first attack pass of a step: the twin's copies of the weights follow the net's."""
@@ -80,23 +85,53 @@ class Classifier:
         """The mean smoothed cross entropy at x, to be differentiated in x alone; two units with its gradient."""
         return self._smoothed_loss_of_twin(x, labels)
 
-    def descend(self, optimizer: torch.optim.Optimizer, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    @torch.no_grad()
+    def attack_logits(self, x: Tensor) -> Tensor:
+        """Logits [N, K] at x as an attack sees them, without any gradient; one unit."""
+        return at_least_float32(self._twins_logits(x))
+
+    def logits_with_graph(self, x: Tensor) -> Tensor:
+        """Logits [N, K] at x in the attack's mode, with a graph that leads to x and to the weights; one unit.
+
+        For losses that a method differentiates in both, or twice. Never compiled: a compiled pass fixes its backward
+        when it is traced, and has none of its own.
+        """
+        self.net.train(self.attack_bn == "train")
+        try:
+            with self.execution.autocast():
+                logits = self.net(x)
+        finally:
+            self.net.train()
+        return at_least_float32(logits)
+
+    def smoothed_cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """The mean smoothed cross entropy of float32 logits: what moves weights."""
+        return F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
+
+    def descend(
+        self, optimizer: torch.optim.Optimizer, x: Tensor, labels: Tensor, *, penalty: Penalty | None = None
+    ) -> tuple[Tensor, Tensor]:
         """One step of w against the mean smoothed cross entropy at x: line 11 of Algorithm 3. Costs three units.
 
         Args:
             optimizer: of the net.
-            x: float [N, C, H, W] in [0, 1].
+            x: float [N, C, H, W] in [0, 1]. If it requires a gradient, x.grad holds the (scaled) loss's afterwards.
             labels: int64 [N].
+            penalty: added to the loss.
 
         Returns:
-            (loss, logits [N, K]), both detached and on the device.
+            (loss with the penalty, logits [N, K]), both detached and on the device.
         """
         optimizer.zero_grad(set_to_none=True)
-        loss, logits = self._training_loss(x, labels)
+        if penalty is None:
+            loss, logits = self._training_loss(x, labels)
+        else:
+            loss, logits = self._training_loss_and_logits(x, labels)
+            loss = loss + penalty(logits)
         self.scaler.scale(loss).backward()
         self.scaler.step(optimizer)
         self.scaler.update()
-        return loss.detach(), logits
+        return loss.detach(), logits.detach()
 
     def _logits_of_twin(self, x: Tensor) -> Tensor:
         with self.execution.autocast():
@@ -104,11 +139,15 @@ class Classifier:
         return logits
 
     def _smoothed_loss_at(self, x: Tensor, labels: Tensor) -> Tensor:
-        logits = at_least_float32(self._logits_of_twin(x))
-        return F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
+        return self.smoothed_cross_entropy(at_least_float32(self._logits_of_twin(x)), labels)
 
     def _loss_of_net(self, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        loss, logits = self._loss_and_logits_of_net(x, labels)
+        # Detached here, where a compiled pass can see that nothing flows back through them.
+        return loss, logits.detach()
+
+    def _loss_and_logits_of_net(self, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         with self.execution.autocast():
             logits = self.net(x)
         logits = at_least_float32(logits)
-        return F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing), logits.detach()
+        return self.smoothed_cross_entropy(logits, labels), logits

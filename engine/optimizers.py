@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from .execution import Execution
 
 
 def make_sgd(
-    net: nn.Module, execution: Execution, *, lr: float, momentum: float, weight_decay: float
+    net: nn.Module, execution: Execution, *, lr: float, momentum: float, weight_decay: float, decay_norms: bool = True
 ) -> torch.optim.SGD:
-    """SGD without Nesterov's correction over every parameter.
+    """SGD without Nesterov's correction over every parameter; BatchNorm's are decayed if `decay_norms`.
 
     On a GPU it is one fused kernel, and the learning rate lies on the device, where a captured graph reads it. The
     momenta begin at zero, which gives the same first step as none: torch's fused SGD would allocate them in its first
@@ -19,9 +22,15 @@ def make_sgd(
     """
     cuda = execution.device.type == "cuda"
     rate = torch.tensor(lr, device=execution.device) if cuda else lr
-    optimizer = torch.optim.SGD(
-        net.parameters(), lr=rate, momentum=momentum, weight_decay=weight_decay, fused=_fused(execution)
-    )
+    groups: list[dict[str, Any]] = [{"params": list(net.parameters())}]
+    if not decay_norms:
+        norms = [p for module in net.modules() if isinstance(module, _BatchNorm) for p in module.parameters()]
+        known = set(norms)
+        groups = [
+            {"params": [p for p in net.parameters() if p not in known]},
+            {"params": norms, "weight_decay": 0.0},
+        ]
+    optimizer = torch.optim.SGD(groups, lr=rate, momentum=momentum, weight_decay=weight_decay, fused=_fused(execution))
     if momentum:
         for parameter in net.parameters():
             optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
@@ -38,6 +47,12 @@ def make_adam(net: nn.Module, execution: Execution, *, lr: float, weight_decay: 
 def _fused(execution: Execution) -> bool | None:
     """On a GPU, and for fp16: only the fused optimisers unscale gradients and skip a step without asking the host."""
     return True if execution.device.type == "cuda" or execution.precision == "fp16" else None
+
+
+def set_momentum(optimizer: torch.optim.Optimizer, value: float) -> None:
+    """Sets the momentum of the next step."""
+    for group in optimizer.param_groups:
+        group["momentum"] = value
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from fractions import Fraction
+from itertools import pairwise
 from typing import Annotated, Literal
 
 from ..loaders import DataOptions
@@ -21,7 +22,7 @@ from .threat import parse_pixels
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OptimizerOptions:
-    """SGD for the classifier; weight decay on every parameter."""
+    """SGD for the classifier."""
 
     lr: float = 0.1
     """The largest learning rate of the run."""
@@ -32,6 +33,9 @@ class OptimizerOptions:
     weight_decay: float = 5e-4
     """L2 penalty."""
 
+    decay_norms: bool = True
+    """Put the penalty on BatchNorm's scales and shifts too."""
+
     def __post_init__(self) -> None:
         if not 0 < self.lr < math.inf:
             raise UsageError(f"optimizer.lr must be a positive number, not {self.lr}")
@@ -39,6 +43,27 @@ class OptimizerOptions:
             raise UsageError(f"optimizer.momentum must lie in [0, 1), not {self.momentum}")
         if not 0 <= self.weight_decay < math.inf:
             raise UsageError(f"optimizer.weight-decay must not be negative, not {self.weight_decay}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StageOptions:
+    """A part of a run with images of its own size."""
+
+    epoch: int = 0
+    """The epoch it begins with, from 0."""
+
+    image_size: int = 224
+    """Pixels on a side."""
+
+    batch_size: int = 256
+    """Images in a batch."""
+
+    def __post_init__(self) -> None:
+        for name, smallest in (("epoch", 0), ("image_size", 1), ("batch_size", 2)):
+            if getattr(self, name) < smallest:
+                raise UsageError(
+                    f"stages.{name.replace('_', '-')} must be at least {smallest}, not {getattr(self, name)}"
+                )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,10 +89,17 @@ class Recipe:
     box: bool = True
     """Project training images onto [0, 1] as well as onto the ball; evaluation always does."""
 
-    attack_bn: AttackBN = "train"
+    attack_bn: Literal["auto", "train", "eval"] = "auto"
     """The classifier's BatchNorm while an attack is crafted. train: by the batch's statistics, which update the running
-    ones in every pass, as the papers do. eval: by the running ones, merged into the convolutions, which is faster and
-    gives other robust accuracies."""
+    ones in every pass. eval: by the running ones, merged into the convolutions, which is faster and gives other robust
+    accuracies. auto: as the method's paper has it, eval for fgsm-ckpt and train for the others."""
+
+    weight_average: float | None = None
+    """Decay of an average over the weights of all steps, like 0.9995, which is then what is evaluated and kept, with
+    BatchNorm statistics of its own. None averages nothing."""
+
+    stages: tuple[StageOptions, ...] = ()
+    """Growing resolution: image and batch size by epoch. None: those of the data and of batch-size throughout."""
 
     crop_padding: int = 4
     """Zero padding in pixels for the random crop; 0 is none."""
@@ -101,6 +133,13 @@ class Recipe:
             raise UsageError(f"seed must lie in [0, 2**64), not {self.seed}")
         if self.schedule.cycle_momentum and self.optimizer.momentum < 0.1:
             raise UsageError(f"schedule.cycle-momentum needs optimizer.momentum >= 0.1, not {self.optimizer.momentum}")
+        if self.weight_average is not None and not 0 < self.weight_average < 1:
+            raise UsageError(f"weight-average must lie between 0 and 1, not {self.weight_average}")
+        self._check_stages()
+        if self.attack_bn == "eval" and self.method.attacks_as_it_trains:
+            raise UsageError(
+                f"attack-bn eval does not fit method {self.method.name}, whose one pass attacks and trains: use auto"
+            )
         if not 0 <= self.label_smoothing < 1:
             raise UsageError(f"label-smoothing must lie in [0, 1), not {self.label_smoothing}")
         if any(epoch >= self.epochs for epoch in self.schedule.milestones):
@@ -108,6 +147,29 @@ class Recipe:
                 f"schedule.milestones {self.schedule.milestones} would never fire in {self.epochs} epochs: "
                 "set --schedule.milestones to epochs below --epochs"
             )
+
+    def _check_stages(self) -> None:
+        begins = [stage.epoch for stage in self.stages]
+        if not begins:
+            return
+        if begins[0] != 0 or any(a >= b for a, b in pairwise(begins)) or begins[-1] >= self.epochs:
+            raise UsageError(
+                f"stages begin at epochs {begins}: the first must begin at 0, the others one after the other and before "
+                f"--epochs {self.epochs}"
+            )
+        if self.method.stores_per_sample:
+            raise UsageError(
+                f"method {self.method.name} stores a perturbation of one size for every image: it does not fit stages"
+            )
+
+    def stage_of(self, epoch: int) -> StageOptions | None:
+        """The stage an epoch lies in; None where the run has none."""
+        return next((stage for stage in reversed(self.stages) if stage.epoch <= epoch), None)
+
+    @property
+    def attack_mode(self) -> AttackBN:
+        """`attack_bn` with "auto" decided."""
+        return self.method.paper_attack_bn if self.attack_bn == "auto" else self.attack_bn
 
     def parsed_attack_step(self) -> Fraction | None:
         """`attack_step` in [0, 1] pixel units; None where the attacks choose their own."""

@@ -7,25 +7,31 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import islice
 
 import torch
 from torch import Tensor, nn
 
-from ..loaders import Batch, Dataset, Loader, ResidentLoader
+from ..kernels import to_float
+from ..loaders import Batch, Dataset, Loader, ResidentLoader, Split, resized
+from .averaging import WeightAverage
 from .capture import CapturedStep, rewound
 from .checkpoint import MODEL, STATE, Checkpoint, CheckpointStore, load_optimizer, load_strictly, optimizer_tensors
 from .classifier import Classifier, placed
 from .environment import wait_for
 from .errors import CaptureError, CheckpointError, UsageError
 from .execution import Execution, choose_execution
+from .learner import Learner, Tally
 from .methods import Position, Setting
 from .models import NetShape, PaddedConv2d, build_model, seeded_initialisation
-from .optimizers import make_sgd, set_learning_rate
-from .recipe import Recipe
+from .optimizers import make_sgd, set_learning_rate, set_momentum
+from .recipe import Recipe, StageOptions
 from .record import Best, Counters, Record
 from .schedule import learning_rate, momentum
-from .step import Step, Tally, TrainingStep
+from .step import Step, TrainingStep
 from .threat import parse_pixels
+
+STATISTICS_BATCHES = 100  # that BatchNorm statistics of averaged weights are taken from
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,16 +67,22 @@ class Run:
         net = seeded_initialisation(partial(build_model, recipe.model, self.shape), recipe.seed)
         self.net = placed(net, execution, channels=self.shape.in_channels, tile=4).train()
         self.classifier = Classifier(
-            self.net, attack_bn=recipe.attack_bn, label_smoothing=recipe.label_smoothing, execution=execution
+            self.net, attack_bn=recipe.attack_mode, label_smoothing=recipe.label_smoothing, execution=execution
         )
+        self.average = None if recipe.weight_average is None else WeightAverage(self.net, recipe.weight_average)
         self.epsilon = parse_pixels(recipe.epsilon, "epsilon")
+        self.at = Counters(epoch=0, step=0, total=0, step_seconds=0.0, wall_seconds=0.0)
+        self.stage = recipe.stage_of(0)
+        self.loader: Loader = self._make_loader()
         self.method = recipe.method.build(
             Setting(
                 classifier=self.classifier,
                 epsilon=self.epsilon,
                 box=recipe.box,
                 seed=recipe.seed,
-                channels=self.shape.in_channels,
+                image=self._image_shape(),
+                batch_size=self.batch_size,
+                samples=len(data.train),
             )
         )
         self.optimizer = make_sgd(
@@ -79,26 +91,70 @@ class Run:
             lr=recipe.optimizer.lr,
             momentum=recipe.optimizer.momentum,
             weight_decay=recipe.optimizer.weight_decay,
+            decay_norms=recipe.optimizer.decay_norms,
         )
-        self.loader: Loader = ResidentLoader(
-            data.train,
-            batch_size=recipe.batch_size,
-            padding=recipe.crop_padding,
-            flip=recipe.flip,
-            seed=recipe.seed,
-            device=device,
-        )
-        self.at = Counters(epoch=0, step=0, total=0, step_seconds=0.0, wall_seconds=0.0)
         self.tally = Tally(device)
-        self.step: Step = self._training_step()
-        if execution.capture:
-            self.step = CapturedStep(self.step, self.method.kind, self.rewind, device)
+        self.step: Step = self._make_step()
         self.prepared: Preparation | None = None
         self.best: Best | None = None
         self.images_per_second = 0.0  # of the newest epoch, without evaluation and saving
 
-    def _training_step(self) -> TrainingStep:
-        return TrainingStep(self.method, self.classifier, self.optimizer, self.tally)
+    @property
+    def batch_size(self) -> int:
+        """Images in a batch of the current stage."""
+        return self.recipe.batch_size if self.stage is None else self.stage.batch_size
+
+    def enter_stage(self) -> StageOptions | None:
+        """Changes image and batch size where the epoch at hand asks for others.
+
+        Returns:
+            The stage that has begun; None if nothing changed. `prepare` what is to be compiled or captured then.
+        """
+        stage = self.recipe.stage_of(self.at.epoch)
+        if stage == self.stage:
+            return None
+        self.stage = stage
+        self.loader = self._make_loader()
+        self.method.resize(self._image_shape(), self.batch_size)
+        self.step, self.prepared = self._make_step(), None
+        return stage
+
+    def at_size(self, split: Split) -> Split:
+        """A split at the image size of the current stage."""
+        return split if self.stage is None else resized(split, self.stage.image_size)
+
+    def _make_loader(self) -> Loader:
+        return ResidentLoader(
+            self.at_size(self.data.train),
+            batch_size=self.batch_size,
+            padding=self.recipe.crop_padding,
+            flip=self.recipe.flip,
+            seed=self.recipe.seed,
+            device=self.device,
+        )
+
+    def _image_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of a training image."""
+        height, width, channels = self.data.image_shape
+        return (channels, height, width) if self.stage is None else (channels, *[self.stage.image_size] * 2)
+
+    def _make_step(self) -> Step:
+        learner = Learner(self.classifier, self.optimizer, self.tally, self.average)
+        step = TrainingStep(self.method, learner)
+        return CapturedStep(step, self.method.kind, self.rewind, self.device) if self.execution.capture else step
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """The net that is evaluated and kept: the average of the weights where there is one."""
+        return self.net if self.average is None else self.average.net
+
+    def renew_statistics(self) -> None:
+        """BatchNorm statistics of the averaged weights, from clean training batches of the epoch at hand."""
+        if self.average is None:
+            return
+        batches = islice(self.loader.epoch(self.at.epoch), STATISTICS_BATCHES)
+        with self.execution.autocast():
+            self.average.recompute_statistics(to_float(batch.x) for batch in batches)
 
     def prepare(self, positions: Iterable[Position] | None = None) -> str | None:
         """Compiles, and captures as CUDA graphs, every kind of step, on the next batch; trains nothing.
@@ -128,7 +184,7 @@ class Run:
                 refused = str(error)
                 self.execution = replace(self.execution, capture=False, why=f"not captured: {refused}")
                 self.classifier.scaler.renew()
-                self.step = self._training_step()
+                self.step = self._make_step()
                 self.prepared = self._warmed_up(batch, kinds.values())
             except (TorchDynamoException, FailOnRecompileLimitHit) as error:
                 cause = str(error).strip().splitlines()[0]
@@ -154,34 +210,40 @@ class Run:
         """A line for every fast path that was asked for and cannot be taken."""
         lines = []
         twin = self.classifier.twin
-        if self.recipe.attack_bn == "eval":
+        if self.recipe.attack_mode == "eval":
             norms = sum(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in self.net.modules())
             why = f": {twin.unfolded}" if twin.unfolded else ", the others do not follow a convolution directly"
             if len(twin.folded) < norms:
                 lines.append(f"attack-bn eval: {len(twin.folded)} of {norms} BatchNorms merged into convolutions{why}")
+        if self.execution.compile and self.method.uncompiled is not None:
+            lines.append(f"method {self.recipe.method.name} is not compiled as a whole: {self.method.uncompiled}")
         if self.execution.pad_channels and not any(isinstance(m, PaddedConv2d) for m in self.net.modules()):
             lines.append("no convolution reads the image itself: its channels are not padded")
         return lines
 
     def learning_rate(self, step: int) -> float:
-        """Of one step of the run, counted from 0."""
+        """Of one step of the current epoch, counted from 0."""
         return learning_rate(self.recipe.schedule, peak=self.recipe.optimizer.lr, **self._place(step))
 
     def follow_schedule(self) -> None:
         """Learning rate and momentum of the next step."""
-        set_learning_rate(self.optimizer, self.learning_rate(self.at.total))
-        self.optimizer.param_groups[0]["momentum"] = momentum(
-            self.recipe.schedule, base=self.recipe.optimizer.momentum, **self._place(self.at.total)
-        )
+        place, recipe = self._place(self.at.step), self.recipe
+        set_learning_rate(self.optimizer, self.learning_rate(self.at.step))
+        set_momentum(self.optimizer, momentum(recipe.schedule, base=recipe.optimizer.momentum, **place))
 
     def _place(self, step: int) -> dict[str, int]:
-        return {"step": step, "steps_per_epoch": len(self.loader), "epochs": self.recipe.epochs}
+        return {"epoch": self.at.epoch, "step": step, "steps": len(self.loader), "epochs": self.recipe.epochs}
 
     @contextmanager
     def rewind(self) -> Iterator[None]:
         """Puts back, in place and when it ends, all that training steps inside it changed."""
         scaler = self.classifier.scaler.tensors()
-        tensors = {f"net/{name}": value for name, value in (*self.net.named_parameters(), *self.net.named_buffers())}
+        nets = {"net": self.net} | ({} if self.average is None else {"average-net": self.average.net})
+        tensors = {
+            f"{name}/{key}": value
+            for name, net in nets.items()
+            for key, value in (*net.named_parameters(), *net.named_buffers())
+        }
         with rewound(lambda: {**self._in_place(), **tensors}):
             try:
                 yield
@@ -195,8 +257,7 @@ class Run:
 
     def _in_place(self) -> dict[str, Tensor]:
         """Those of them that a step writes to where they lie."""
-        found = {"tally": self.tally.sums, **optimizer_tensors(self.optimizer, self.net, "optimizer")}
-        found.update(self._metrics())
+        found = {**self._own(), **optimizer_tensors(self.optimizer, self.net, "optimizer")}
         for name, net in self.method.nets().items():
             found.update({f"{name}/{key}": value for key, value in net.state_dict().items()})
         for name, (optimizer, net) in self.method.optimizers().items():
@@ -213,7 +274,10 @@ class Run:
         if best_score is not None:
             self.best = Best(step=self.at.total, epoch=self.at.epoch, score=best_score)
         record = Record(at=self.at, best=self.best, net=self.shape)
-        store.save(self.at.total, model=dict(self.net.state_dict()), state=self.tensors(), record=record)
+        state = self.tensors()
+        if self.average is not None:
+            state |= {f"trained/{name}": value for name, value in self.net.state_dict().items()}
+        store.save(self.at.total, model=dict(self.evaluated.state_dict()), state=state, record=record)
         store.prune(keep={self.at.total} | ({self.best.step} if self.best else set()))
 
     def restore(self, checkpoint: Checkpoint) -> None:
@@ -222,15 +286,20 @@ class Run:
         Raises:
             CheckpointError: a tensor is missing, unknown, or of another shape or dtype.
         """
-        load_strictly(self.net, checkpoint.model(), checkpoint.path / MODEL)
+        self.at = checkpoint.record.at
+        self.enter_stage()
+        load_strictly(self.evaluated, checkpoint.model(), checkpoint.path / MODEL)
         state, source = checkpoint.state(), checkpoint.path / STATE
+        if self.average is not None:
+            trained = {name: state.pop(name) for name in list(state) if name.startswith("trained/")}
+            load_strictly(self.net, {k.removeprefix("trained/"): v for k, v in trained.items()}, source)
         load_optimizer(self.optimizer, self.net, "optimizer", state, source)
         for name, net in self.method.nets().items():
             own = {key.removeprefix(f"{name}/"): value for key, value in state.items() if key.startswith(f"{name}/")}
             load_strictly(net, own, source)
         for name, (optimizer, net) in self.method.optimizers().items():
             load_optimizer(optimizer, net, f"{name}-optimizer", state, source)
-        for name, value in {"tally": self.tally.sums, **self._metrics()}.items():
+        for name, value in self._own().items():
             if name not in state or state[name].shape != value.shape:
                 raise CheckpointError(f"{source} has no '{name}' of shape {tuple(value.shape)}: it is damaged")
             value.copy_(state[name])
@@ -241,10 +310,17 @@ class Run:
         unknown = sorted(set(state) - set(self.tensors()))
         if unknown:
             raise CheckpointError(f"{source} has a tensor '{unknown[0]}' that this run has not")
-        self.at, self.best = checkpoint.record.at, checkpoint.record.best
+        self.best = checkpoint.record.best
 
-    def _metrics(self) -> dict[str, Tensor]:
-        return {f"metrics/{name}": value for name, value in self.method.metrics().items()}
+    def _own(self) -> dict[str, Tensor]:
+        """What belongs to no net and no optimiser: the tally, the method's statistics and memory, the average."""
+        average = {} if self.average is None else {"steps": self.average.steps}
+        return {
+            "tally": self.tally.sums,
+            **{f"metrics/{name}": value for name, value in self.method.metrics().items()},
+            **{f"method/{name}": value for name, value in self.method.state().items()},
+            **{f"average/{name}": value for name, value in average.items()},
+        }
 
 
 def why_uncapturable(recipe: Recipe) -> str | None:

@@ -21,11 +21,10 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from . import recipe as recipe_file
 from .checkpoint import MODEL, Checkpoint, CheckpointStore, load_strictly
 from .errors import CheckpointError, UsageError
 from .models import build_model, channels_last
-from .recipe import Recipe
+from .recipe import Recipe, from_json, to_json
 
 Which = Literal["best", "last"]
 # Fields of a recipe that do not decide a run's result: what a preset says of itself, where the data lie, and how the
@@ -95,7 +94,7 @@ class RunFolder:
             raise UsageError(f"{self.path} holds no run (no config.json): train one with `hardfast train`") from None
         except UnicodeDecodeError:
             raise UsageError(f"{self.config} is not text; restore the file or choose another --out") from None
-        return recipe_file.from_json(text, str(self.config))
+        return from_json(text, str(self.config))
 
     def holds(self, recipe: Recipe) -> bool:
         """Whether this folder holds `recipe`'s run already; False if it is still free.
@@ -104,9 +103,7 @@ class RunFolder:
             UsageError: the folder holds another run, whose first difference is named, or other files.
         """
         if self.config.exists():
-            first = _first_difference(
-                json.loads(recipe_file.to_json(self.recipe())), json.loads(recipe_file.to_json(recipe))
-            )
+            first = _first_difference(json.loads(to_json(self.recipe())), json.loads(to_json(recipe)))
             if first is not None:
                 if not any(self.store.folder.glob("step-*")) and not self.evaluation.exists():
                     return False  # a start that failed before its first checkpoint: nothing is lost
@@ -127,7 +124,7 @@ class RunFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         for leftover in (self.log, self.environment):
             leftover.unlink(missing_ok=True)
-        write_whole(self.config, recipe_file.to_json(recipe))
+        write_whole(self.config, to_json(recipe))
 
     def checkpoint(self, which: Which) -> Checkpoint:
         """The newest checkpoint, or the best one by its record; verified.

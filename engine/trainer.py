@@ -84,8 +84,10 @@ def train_epoch(run: Run, stop: StopRequest) -> bool:
     recipe, at = run.recipe, run.at
     length, before = len(run.loader), at.total
     run.net.train()
+    if at.step == 0:
+        run.method.begin_epoch(at.epoch)
     label = f"epoch {at.epoch + 1}/{recipe.epochs}"
-    with console.bar(length * recipe.batch_size, label, "images", initial=at.step * recipe.batch_size) as bar:
+    with console.bar(length * run.batch_size, label, "images", initial=at.step * run.batch_size) as bar:
         read = began = time.perf_counter()
         for batch in run.loader.epoch(at.epoch, start=at.step):
             run.follow_schedule()
@@ -101,7 +103,7 @@ def train_epoch(run: Run, stop: StopRequest) -> bool:
         wait_for(run.device)
         seconds = time.perf_counter() - began
     at.step_seconds += seconds
-    run.images_per_second = (at.total - before) * recipe.batch_size / seconds
+    run.images_per_second = (at.total - before) * run.batch_size / seconds
     return at.step == length
 
 
@@ -116,13 +118,15 @@ def end_epoch(run: Run, folder: RunFolder, began: float) -> None:
     if not math.isfinite(loss):
         raise diverged
     run.tally.clear()
-    at.epoch, at.step = at.epoch + 1, 0
+    last_rate = run.learning_rate(at.step - 1)
+    with run.execution.numerics():
+        run.renew_statistics()
     split = run.data.heldout if recipe.select_on == "heldout" else run.data.test
     run.net.eval()
     try:
         checked = evaluate_net(
-            run.net,
-            split.to(run.device),
+            run.evaluated,
+            run.at_size(split).to(run.device),
             epsilon=run.epsilon,
             attacks=("clean", "pgd-10"),
             step=recipe.parsed_attack_step(),
@@ -131,6 +135,7 @@ def end_epoch(run: Run, folder: RunFolder, began: float) -> None:
         ).accuracy
     except (UsageError, EvaluationError):  # its last update made the weights infinite
         raise diverged from None
+    at.epoch, at.step = at.epoch + 1, 0
     # A later epoch wins a tie, as in the released code: it has trained longer.
     score = checked[run.method.select_by]
     best = run.best is None or score >= run.best.score
@@ -139,7 +144,7 @@ def end_epoch(run: Run, folder: RunFolder, began: float) -> None:
         {
             "epoch": at.epoch,
             "step": at.total,
-            "lr": run.learning_rate(at.total - 1),
+            "lr": last_rate,
             "loss": loss,
             "train_accuracy": accuracy,
             **{name: value.item() for name, value in run.method.metrics().items()},
@@ -150,6 +155,7 @@ def end_epoch(run: Run, folder: RunFolder, began: float) -> None:
             "wall_seconds": at.wall_seconds,
         }
     )
+    stage = run.enter_stage()  # before saving: what is saved fits the next step
     run.save(folder.store, best_score=score if best else None)
     if scaler.at_floor:
         console.line(
@@ -161,6 +167,9 @@ def end_epoch(run: Run, folder: RunFolder, began: float) -> None:
         f"{checked['clean']:5.1f} %, pgd-10 {checked['pgd-10']:5.1f} %{' *' if best else '  '} "
         f"{run.images_per_second:7.0f} images/s  {at.wall_seconds:5.1f} s"
     )
+    if stage is not None:
+        console.line(f"from now on {stage.image_size}x{stage.image_size} images, {stage.batch_size} in a batch")
+        _prepare(run)
 
 
 def _announce(run: Run, why: str) -> None:

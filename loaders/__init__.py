@@ -4,6 +4,7 @@ from .dataset import Dataset, Published, Split
 from .datasets import REGISTRY, DataOptions, DatasetName, open_dataset, prepare
 from .errors import DataError
 from .resident import Batch, Loader, ResidentLoader
+from .resize import resized
 
 __all__ = [
     "REGISTRY",
@@ -18,4 +19,5 @@ __all__ = [
     "Split",
     "open_dataset",
     "prepare",
+    "resized",
 ]

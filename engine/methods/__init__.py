@@ -9,18 +9,33 @@ from typing import Annotated, get_args
 
 from ..errors import UsageError
 from ..markers import DISCRIMINATED
-from .base import Method, Position, Setting
+from .base import Method, MethodTraits, Position, Setting
+from .fgsm_2step import Fgsm2StepOptions
+from .fgsm_ckpt import FgsmCkptOptions
+from .fgsm_ga import FgsmGaOptions
+from .fgsm_mep import FgsmMepOptions
 from .fgsm_rs import FgsmRsOptions
 from .fgsm_sdi import FgsmSdiOptions
-from .pgd_at import PgdAtOptions
+from .free_at import FreeAtOptions
+from .n_fgsm import NFgsmOptions
+from .pgd_at import Pgd2AtOptions, Pgd4AtOptions, PgdAtOptions
 from .standard import StandardOptions
 
 __all__ = [
     "METHODS",
+    "Fgsm2StepOptions",
+    "FgsmCkptOptions",
+    "FgsmGaOptions",
+    "FgsmMepOptions",
     "FgsmRsOptions",
     "FgsmSdiOptions",
+    "FreeAtOptions",
     "Method",
     "MethodOptions",
+    "MethodTraits",
+    "NFgsmOptions",
+    "Pgd2AtOptions",
+    "Pgd4AtOptions",
     "PgdAtOptions",
     "Position",
     "Setting",
@@ -28,7 +43,21 @@ __all__ = [
     "method_options",
 ]
 
-MethodOptions = Annotated[FgsmSdiOptions | FgsmRsOptions | PgdAtOptions | StandardOptions, DISCRIMINATED]
+MethodOptions = Annotated[
+    FgsmSdiOptions
+    | PgdAtOptions
+    | Pgd2AtOptions
+    | Pgd4AtOptions
+    | FgsmRsOptions
+    | FgsmCkptOptions
+    | FgsmGaOptions
+    | FreeAtOptions
+    | NFgsmOptions
+    | FgsmMepOptions
+    | Fgsm2StepOptions
+    | StandardOptions,
+    DISCRIMINATED,
+]
 METHODS = {options().name: options for options in get_args(get_args(MethodOptions)[0])}
 
 

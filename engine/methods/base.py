@@ -1,21 +1,23 @@
-"""What a training method is: it crafts x_adv from a clean batch; the trainer then descends on it."""
+"""What a training method is: it crafts x_adv from a clean batch and descends on it."""
 
 from __future__ import annotations
 
 from collections.abc import Hashable
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ...kernels import PixelBounds, pixel_bounds, random_start
 from ...loaders import Batch
-from ..classifier import Classifier
+from ..classifier import AttackBN, Classifier
 from ..errors import UsageError
 from ..gradients import projected_ascent
+from ..learner import Learner
 from ..phases import phase
+from ..threat import parse_pixels
 
 
 class Position(NamedTuple):
@@ -23,6 +25,21 @@ class Position(NamedTuple):
 
     epoch: int  # from 0
     step: int  # within the epoch, from 0
+
+
+class MethodTraits:
+    """What a recipe must know of a method before it is built; the options of every method say it."""
+
+    __slots__ = ()
+
+    paper_attack_bn: ClassVar[AttackBN] = "train"
+    """BatchNorm's mode while the method's authors craft."""
+
+    stores_per_sample: ClassVar[bool] = False
+    """Whether it keeps a perturbation of every training image."""
+
+    attacks_as_it_trains: ClassVar[bool] = False
+    """Whether one pass serves the attack and the descent, so that both see the net in train mode."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,7 +50,9 @@ class Setting:
     epsilon: Fraction  # radius in [0, 1] pixel units
     box: bool  # whether x_adv must also lie in [0, 1]
     seed: int
-    channels: int  # of an image
+    image: tuple[int, int, int]  # channels, height and width
+    batch_size: int
+    samples: int  # images in the training set
     dtype: torch.dtype = torch.float32  # of the images, the weights and the perturbations
 
     @property
@@ -45,23 +64,40 @@ class Setting:
         """The exact table of the threat, in this setting's dtype and on its device."""
         return pixel_bounds(self.epsilon, box=self.box, dtype=self.dtype, device=self.device)
 
-    def attack_from_noise(self, batch: Batch, *, steps: int, alpha: Fraction, bounds: PixelBounds) -> Tensor:
-        """x_adv after `steps` signed steps from uniform noise in the ball."""
+    def step_size(self, alpha: str | None, default: Fraction) -> Fraction:
+        """`alpha` of a method's options in [0, 1] pixel units, or the default where none is given."""
+        return default if alpha is None else parse_pixels(alpha, "method.alpha")
+
+    def zeros(self, samples: int, image: tuple[int, int, int]) -> Tensor:
+        """A perturbation [samples, C, H, W] that is zero, in channels-last memory format."""
+        return torch.zeros(samples, *image, dtype=self.dtype, device=self.device).to(memory_format=torch.channels_last)
+
+    def noise(self, batch: Batch, *, radius: Fraction | None = None) -> Tensor:
+        """Uniform noise [N, C, H, W], by default in the ball; of a sample and an epoch."""
+        return random_start(
+            batch.x, batch.index, key=batch.key, radius=self.epsilon if radius is None else radius, dtype=self.dtype
+        )
+
+    def ascend(self, batch: Batch, start: Tensor, *, steps: int, alpha: Fraction, bounds: PixelBounds) -> Tensor:
+        """x_adv after `steps` signed steps from x + start, start and every step projected."""
         with phase("adversarial gradient"):
-            noise = random_start(batch.x, batch.index, key=batch.key, radius=self.epsilon, dtype=self.dtype)
             ascended = self.classifier.attack_loss
-            return projected_ascent(ascended, batch.x, batch.label, noise, steps=steps, alpha=alpha, bounds=bounds)
+            return projected_ascent(ascended, batch.x, batch.label, start, steps=steps, alpha=alpha, bounds=bounds)
 
 
 class Method:
-    """A training method; subclasses implement `craft`.
+    """A training method; subclasses implement `craft`, or the whole of `step` where crafting and descending mix.
 
     A method that trains nets of its own (FGSM-SDI's generator) returns them from `nets` and their optimisers from
-    `optimizers`; the trainer then saves and resumes them.
+    `optimizers`, and one that remembers perturbations returns them from `state`; the trainer then saves and resumes
+    them.
     """
 
     select_by: Literal["pgd-10", "clean"] = "pgd-10"
     """The held-out accuracy that chooses the best checkpoint."""
+
+    uncompiled: str | None = None
+    """Which of its passes stay eager where passes are compiled, and why; None if none do."""
 
     def craft(self, batch: Batch, position: Position) -> Tensor:
         """x_adv [N, C, H, W] in the setting's dtype, detached, for one clean batch.
@@ -70,6 +106,18 @@ class Method:
         waits for the device. What it does may depend on the position through `kind` alone.
         """
         raise NotImplementedError
+
+    def step(self, batch: Batch, position: Position, learner: Learner) -> None:
+        """Everything that is done with one clean batch; under the same rules as `craft`."""
+        x_adv = self.craft(batch, position)
+        with phase("update"):
+            learner.descend(x_adv, batch.label)
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Before the first step of an epoch, outside of any captured graph."""
+
+    def resize(self, image: tuple[int, int, int], batch_size: int) -> None:
+        """Batches have another shape from now on: what is stored for each place in a batch begins anew."""
 
     def kind(self, position: Position) -> Hashable:
         """Tells steps apart that do different work: each kind becomes a CUDA graph of its own."""
@@ -81,6 +129,10 @@ class Method:
 
     def optimizers(self) -> dict[str, tuple[torch.optim.Optimizer, nn.Module]]:
         """The optimiser of each of those nets."""
+        return {}
+
+    def state(self) -> dict[str, Tensor]:
+        """What the method remembers from step to step: tensors on the device that it updates in place."""
         return {}
 
     def metrics(self) -> dict[str, Tensor]:

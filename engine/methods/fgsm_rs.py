@@ -13,12 +13,11 @@ from torch import Tensor
 
 from ...loaders import Batch
 from ..markers import HIDDEN
-from ..threat import parse_pixels
-from .base import Method, Position, Setting
+from .base import Method, MethodTraits, Position, Setting
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class FgsmRsOptions:
+class FgsmRsOptions(MethodTraits):
     """One step of FGSM from uniform noise in the ball."""
 
     name: Annotated[Literal["fgsm-rs"], HIDDEN] = "fgsm-rs"
@@ -36,9 +35,7 @@ class FgsmRs(Method):
 
     def __init__(self, options: FgsmRsOptions, setting: Setting) -> None:
         self.setting, self.bounds = setting, setting.bounds()
-        self.alpha = (
-            setting.epsilon * Fraction(5, 4) if options.alpha is None else parse_pixels(options.alpha, "method.alpha")
-        )
+        self.alpha = setting.step_size(options.alpha, setting.epsilon * Fraction(5, 4))
 
     def craft(self, batch: Batch, position: Position) -> Tensor:
-        return self.setting.attack_from_noise(batch, steps=1, alpha=self.alpha, bounds=self.bounds)
+        return self.setting.ascend(batch, self.setting.noise(batch), steps=1, alpha=self.alpha, bounds=self.bounds)

@@ -23,14 +23,13 @@ from ..markers import HIDDEN
 from ..models import GeneratorResolution, GeneratorVariant, build_generator, seeded_initialisation
 from ..optimizers import make_adam
 from ..phases import phase
-from ..threat import parse_pixels
-from .base import Method, Position, Setting, check_count
+from .base import Method, MethodTraits, Position, Setting, check_count
 
 TILE = 8  # tensor cores want the channels of what the generator sees in multiples of this
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class FgsmSdiOptions:
+class FgsmSdiOptions(MethodTraits):
     """One step of FGSM from the point a small generator proposes, which is trained against the classifier."""
 
     name: Annotated[Literal["fgsm-sdi"], HIDDEN] = "fgsm-sdi"
@@ -77,14 +76,15 @@ class FgsmSdi(Method):
 
     def __init__(self, options: FgsmSdiOptions, setting: Setting) -> None:
         self.options, self.setting, self.bounds = options, setting, setting.bounds()
-        self.alpha = setting.epsilon if options.alpha is None else parse_pixels(options.alpha, "method.alpha")
+        self.alpha = setting.step_size(options.alpha, setting.epsilon)
         execution = setting.classifier.execution
-        channels = setting.channels * (2 if options.inputs == "benign+grad" else 1)
+        colours = setting.image[0]
+        channels = colours * (2 if options.inputs == "benign+grad" else 1)
         build = partial(
             build_generator,
             options.generator,
             channels,
-            setting.channels,
+            colours,
             options.generator_width,
             options.generator_resolution,
         )

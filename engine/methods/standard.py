@@ -11,11 +11,11 @@ from ...kernels import to_float
 from ...loaders import Batch
 from ..markers import HIDDEN
 from ..phases import phase
-from .base import Method, Position, Setting
+from .base import Method, MethodTraits, Position, Setting
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class StandardOptions:
+class StandardOptions(MethodTraits):
     """Training on clean images: no attack, no options."""
 
     name: Annotated[Literal["standard"], HIDDEN] = "standard"

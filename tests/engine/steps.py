@@ -9,9 +9,10 @@ from torch import Tensor, nn
 
 from hardfast.engine.classifier import AttackBN, Classifier
 from hardfast.engine.execution import Execution
+from hardfast.engine.learner import Learner, Tally
 from hardfast.engine.methods import MethodOptions, Setting
 from hardfast.engine.optimizers import make_sgd
-from hardfast.engine.step import Tally, TrainingStep
+from hardfast.engine.step import TrainingStep
 from hardfast.kernels import random_key
 from hardfast.loaders import Batch
 
@@ -30,12 +31,28 @@ def training_step(
     weight_decay: float = 0.0,
     dtype: torch.dtype = torch.float32,
     execution: Execution | None = None,
+    image: tuple[int, int, int] = (3, 16, 16),
+    batch_size: int = 4,
+    samples: int = 16,
 ) -> TrainingStep:
-    """The step of a method on `net`, which is put into train mode and stays where it is."""
+    """The step of a method on `net`, which is put into train mode and stays where it is.
+
+    `image` (C, H, W), `batch_size` and `samples` matter to methods that store perturbations.
+    """
     classifier = Classifier(net.train(), attack_bn=attack_bn, label_smoothing=label_smoothing, execution=execution)
-    setting = Setting(classifier=classifier, epsilon=epsilon, box=box, seed=seed, channels=3, dtype=dtype)
+    setting = Setting(
+        classifier=classifier,
+        epsilon=epsilon,
+        box=box,
+        seed=seed,
+        image=image,
+        batch_size=batch_size,
+        samples=samples,
+        dtype=dtype,
+    )
     optimizer = make_sgd(net, classifier.execution, lr=lr, momentum=momentum, weight_decay=weight_decay)
-    return TrainingStep(options.build(setting), classifier, optimizer, Tally(classifier.execution.device))
+    learner = Learner(classifier, optimizer, Tally(classifier.execution.device))
+    return TrainingStep(options.build(setting), learner)
 
 
 def drawn_batch(size: int = 4, side: int = 16, *, seed: int = 0, device: torch.device | str = "cpu") -> Batch:

@@ -140,7 +140,7 @@ def test_25_steps_equal_the_transcription(inputs: str, box: bool, generator: str
         weight_decay=DECAY,
         dtype=torch.float64,
     )
-    method, optimizer = step.method, step.optimizer
+    method, optimizer = step.method, step.learner.optimizer
     plain = Transcription(copy.deepcopy(net), copy.deepcopy(method.generator), inputs, box, attack_bn)
     start = copy.deepcopy(method.generator.state_dict())
 

@@ -68,13 +68,13 @@ def test_10_steps_equal_the_transcription(
         images[torch.rand(images.shape, generator=draw) < 0.3] = 0
         y = torch.randint(0, CLASSES, (BATCH,), generator=draw)
         batch = Batch(torch.arange(BATCH) + 100 * i, images, y, random_key(SEED, epoch=EPOCH))
-        step.classifier.begin_step()
+        step.learner.classifier.begin_step()
         x_adv = step.method.craft(batch, Position(EPOCH, i))
         noise = random_start(batch.x, batch.index, key=batch.key, radius=Fraction(8, 255), dtype=torch.float64)
         x = batch.x.double() / 255
         wanted = transcription(plain, x, y, noise, steps=steps, alpha=alpha, box=box, attack_bn=attack_bn)
         assert (x_adv - wanted).abs().max() <= 1e-9
-        step.classifier.descend(step.optimizer, x_adv, y)
+        step.learner.classifier.descend(step.learner.optimizer, x_adv, y)
         plain.train()
         optimizer.zero_grad()
         F.cross_entropy(plain(wanted), y, label_smoothing=0.1).backward()

@@ -150,10 +150,10 @@ def test_inductor_executes_the_same_compiles_nothing_later_and_agrees_with_eager
             graphs = counter.graphs
             counter.executed.clear()
         for step in (compiled, eager):
-            step.tally.clear()
+            step.learner.tally.clear()
             step(batches[number % 4], Position(0, number))
         allowed = bound if number > 2 else min(bound, 2e-3)
-        assert compiled.tally.read()[0] == pytest.approx(eager.tally.read()[0], rel=allowed)
+        assert compiled.learner.tally.read()[0] == pytest.approx(eager.learner.tally.read()[0], rel=allowed)
     assert counter.graphs == graphs
     passes = compiled_passes(n)
     updates = sum(number % k == 0 for number in range(2, 52)) if isinstance(options, FgsmSdiOptions) else 0
