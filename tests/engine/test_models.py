@@ -24,6 +24,7 @@ from hardfast.engine.models import (
     build_model,
     seeded_initialisation,
 )
+from hardfast.engine.models.options import Shortcut
 
 
 def parameters(net: nn.Module) -> int:
@@ -65,8 +66,8 @@ def test_preact_resnet18_has_robustbenchs_names(final_bn: bool) -> None:
     assert names[-2:] == ["linear.weight", "linear.bias"]
 
 
-def preact_block(state: dict[str, Tensor], name: str, x: Tensor, stride: int) -> Tensor:
-    """He et al. (2016), figure 4e, with the constants of an eval-mode BN."""
+def preact_block(state: dict[str, Tensor], name: str, x: Tensor, stride: int, reads: str) -> Tensor:
+    """He et al. (2016), figure 4e, with the constants of an eval-mode BN; `reads` is what a 1x1 shortcut sees."""
 
     def activated(bn: str, x: Tensor) -> Tensor:
         mean, var, weight, bias = (
@@ -78,22 +79,23 @@ def preact_block(state: dict[str, Tensor], name: str, x: Tensor, stride: int) ->
     b = F.conv2d(a, state[f"{name}.conv1.weight"], stride=stride, padding=1)
     b = F.conv2d(activated("bn2", b), state[f"{name}.conv2.weight"], padding=1)
     shortcut = state.get(f"{name}.shortcut.0.weight")
-    return b + (x if shortcut is None else F.conv2d(a, shortcut, stride=stride))
+    return b + (x if shortcut is None else F.conv2d(a if reads == "activated" else x, shortcut, stride=stride))
 
 
 @pytest.mark.parametrize("size", [1, 5, 8])
 @pytest.mark.parametrize("final_bn", [True, False])
-def test_preact_resnet_computes_what_the_paper_says(final_bn: bool, size: int) -> None:
-    net = PreActResNet((4, 6), (2, 1), num_classes=3, in_channels=2, final_bn=final_bn).double().eval()
+@pytest.mark.parametrize("reads", ["activated", "input"])
+def test_preact_resnet_computes_what_the_papers_say(reads: Shortcut, final_bn: bool, size: int) -> None:
+    net = PreActResNet((4, 6), (2, 1), num_classes=3, in_channels=2, final_bn=final_bn, shortcut=reads).double().eval()
     for tensor in net.state_dict().values():
         if tensor.is_floating_point() and tensor.dim() == 1:  # BNs that do something
             tensor.uniform_(0.5, 1.5)
     state = net.state_dict()
     x = torch.rand(3, 2, size, size, dtype=torch.float64)
     out = F.conv2d(x, state["conv1.weight"], padding=1)
-    out = preact_block(state, "layer1.0", out, 1)
-    out = preact_block(state, "layer1.1", out, 1)
-    out = preact_block(state, "layer2.0", out, 2)
+    out = preact_block(state, "layer1.0", out, 1, reads)
+    out = preact_block(state, "layer1.1", out, 1, reads)
+    out = preact_block(state, "layer2.0", out, 2, reads)
     if final_bn:
         mean, var = (state[f"bn.running_{key}"].reshape(-1, 1, 1) for key in ("mean", "var"))
         out = (out - mean) / (var + 1e-5).sqrt()
@@ -229,7 +231,11 @@ def test_normalisation_is_inside_and_not_in_the_state_dict() -> None:
     [
         (lambda: ModelOptions(std=(0.0, 1.0, 1.0)), "model.std"),
         (lambda: build_model(ModelOptions(mean=(0.5,)), NetShape(num_classes=10, in_channels=3)), "model.mean has 1"),
-        (lambda: build_model(ModelOptions(name="vgg"), NetShape(num_classes=10, in_channels=3)), "not a model"),
+        (lambda: ModelOptions(name="vgg"), "'vgg' is not a model: choose one of resnet8, .*resnet50, timm:NAME, or"),
+        (lambda: ModelOptions(name="timm:"), "'timm:' is not a model"),
+        (lambda: ModelOptions(name="a b.c"), "'a b.c' is not a model"),
+        (lambda: ModelOptions(name="resnet18", shortcut="input"), "model.shortcut is for preact_resnet18 only"),
+        (lambda: ModelOptions(name="timm:resnet18", final_bn=False), "model.final-bn .* preact_resnet18 only"),
         (lambda: ModelOptions(name="resnet18", final_bn=False), "model.final-bn .* preact_resnet18 only"),
         (lambda: ModelOptions(name="resnet50", final_bn=False), "model.final-bn .* preact_resnet18 only"),
         (lambda: build_generator("vgg", 6, 3, 4), "method.generator 'vgg'.* released or paper"),
@@ -237,8 +243,9 @@ def test_normalisation_is_inside_and_not_in_the_state_dict() -> None:
     ],
 )
 def test_bad_options(make: object, message: str) -> None:
-    with pytest.raises(UsageError, match=message):
+    with pytest.raises(UsageError, match=message) as refusal:
         make()
+    assert "\n" not in str(refusal.value)
 
 
 @pytest.mark.slow
