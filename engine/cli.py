@@ -15,7 +15,7 @@ from typing import Annotated
 import tyro
 
 from ..loaders import REGISTRY, DataError, DatasetName, prepare
-from . import console, recipes
+from . import console, listing, recipes
 from .environment import own_version
 from .errors import Diverged, EvaluationError, Stopped, UsageError
 from .evaluation import ATTACKS, AttackName, evaluate
@@ -32,7 +32,7 @@ METHOD = tyro.conf.arg(name="method", metavar="{" + ",".join(METHODS) + "}")
 HELP = """\
 hardfast: adversarially robust image classifiers, fast
 
-  hardfast recipes                          the presets, a line each
+  hardfast recipes [NAME]                   the presets like the paper's tables; all about one of them
   hardfast train RECIPE --out DIR           trains; the same command resumes; ends with a short evaluation
   hardfast evaluate DIR                     attacks a trained run: table, and DIR/evaluation.json
   hardfast data list | prepare NAME         the data sets; fetches one and checks it
@@ -150,12 +150,14 @@ def run_evaluate(argv: Sequence[str]) -> int:
 
 
 def run_recipes(argv: Sequence[str]) -> int:
-    """hardfast recipes"""
-    _no_options("recipes", argv)
-    rows = [[recipe.name, recipe.method.name, recipe.epsilon, recipe.about] for recipe in recipes.PRESETS.values()]
-    width = max(len(row[0]) for row in rows)
-    for name, method, epsilon, about in rows:
-        console.line(f"{name:<{width}}  {method:<8}  {epsilon:>6}  {about}")
+    """hardfast recipes [NAME]"""
+    if argv[:1] in (["-h"], ["--help"]):
+        console.line("hardfast recipes [NAME]: the presets like the paper's tables, or everything about one of them")
+    elif argv:
+        _no_options(f"recipes {argv[0]}", argv[1:])
+        console.line(listing.description(recipes.get(argv[0])))
+    else:
+        console.line(listing.listing())
     return DONE
 
 

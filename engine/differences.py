@@ -44,12 +44,17 @@ def as_option(name: str) -> str:
 
 
 def as_words(value: Any) -> str:
-    """A value as the command line takes it."""
+    """A value as the command line takes it; parts that have fields of their own, like stages, with commas between."""
+    if isinstance(value, (tuple, list)) and value and isinstance(value[0], dict):
+        return ", ".join(as_words(item) for item in value)
     if isinstance(value, (tuple, list)):
         return " ".join(as_words(item) for item in value)
     if isinstance(value, dict):
         return " ".join(f"{as_option(key)} {as_words(item)}" for key, item in value.items())
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        short = f"{value:g}"
+        return short if float(short) == value else repr(value)
+    return str(value)
 
 
 def _flat(name: str, value: Any) -> dict[str, Any]:

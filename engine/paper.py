@@ -14,6 +14,7 @@ from importlib import resources
 from . import recipes
 from .differences import NOT_DECIDING, changed
 from .errors import UsageError
+from .presets_paper import ALIASES
 from .recipe import Recipe
 
 TABLES = ("II", "III", "IV", "V", "VI", "VII", "VIII", "IX", "X")
@@ -32,8 +33,6 @@ METRICS = {
 }
 UNITS = {"%": 1.0, "min": 1.0, "h": 60.0}
 HOURS_FROM = 2000  # minutes, above which a time is told in hours, as Table X does
-# Recipes with names of their own that are rows of the tables.
-ALIASES = {"cifar10-resnet18": "table5-fgsm-sdi", "cifar10-resnet18-cyclic": "table7-fgsm-sdi"}
 # What may differ from the preset beside a row of the paper: the seed, and the images that choose the best checkpoint,
 # for which the paper took the test set.
 FREE = NOT_DECIDING | {"seed", "select_on"}

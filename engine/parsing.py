@@ -11,7 +11,6 @@ from typing import TypeVar
 
 import tyro
 
-from . import recipes
 from .errors import UsageError
 
 Arguments = TypeVar("Arguments")
@@ -82,4 +81,4 @@ def recipe_name(command: str, argv: Sequence[str]) -> tuple[str, list[str]]:
         return argv[0], list(argv[1:])
     if "-h" in argv or "--help" in argv:
         return "digits", list(argv)
-    raise UsageError(f"{command} needs a recipe before its options: choose one of {', '.join(recipes.PRESETS)}")
+    raise UsageError(f"{command} needs a recipe before its options, like digits: `hardfast recipes` lists them")

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 
-from hardfast.engine import recipes
 from hardfast.engine.checkpoint import CheckpointStore
 from hardfast.engine.run_folder import RunFolder
 from hardfast.loaders import fashion_mnist
@@ -36,29 +35,6 @@ def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
     assert said.err.startswith("hardfast: ")
     assert "Traceback" not in said.err
     return said.err
-
-
-def test_recipes_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
-    assert hardfast("recipes") == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == list(recipes.PRESETS)
-
-
-def test_paper_recipes_are_the_papers() -> None:
-    table5, table7 = recipes.get("cifar10-resnet18"), recipes.get("cifar10-resnet18-cyclic")
-    assert (table5.epochs, table5.schedule.milestones, table5.optimizer.lr) == (110, (100, 105), 0.1)
-    assert (table7.epochs, table7.schedule.kind, table7.optimizer.lr) == (30, "cyclic", 0.2)
-    for recipe in (table5, table7):
-        assert (recipe.epsilon, recipe.batch_size, recipe.box, recipe.method.k) == ("8/255", 128, False, 20)
-        assert recipe.label_smoothing == pytest.approx(1 / 9)
-        assert (recipe.optimizer.momentum, recipe.optimizer.weight_decay) == (0.9, 5e-4)
-        assert (recipe.crop_padding, recipe.flip, recipe.model.name, recipe.model.mean) == (4, True, "resnet18", None)
-
-
-@pytest.mark.parametrize("name", recipes.PRESETS)
-def test_recipes_survive_config_json(name: str) -> None:
-    recipe = recipes.get(name)
-    assert recipes.from_json(recipes.to_json(recipe), "config.json") == recipe
 
 
 def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:

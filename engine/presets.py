@@ -1,0 +1,55 @@
+"""Our own recipes: small enough to try, named after their data set and net."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..loaders import DataOptions
+from .methods import FgsmSdiOptions
+from .models import ModelOptions
+from .recipe import OptimizerOptions, Recipe
+from .schedule import ScheduleOptions
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Group:
+    """Recipes that are listed together, such as those of one table."""
+
+    title: str
+    recipes: tuple[Recipe, ...]
+
+
+def own_presets() -> Group:
+    """The digits, which need no download and no GPU, and Fashion-MNIST."""
+    return Group(
+        title="To begin with",
+        recipes=(
+            Recipe(
+                name="digits",
+                about="digits, minutes on a CPU; what `make train` runs: ResNet8 on handwritten digits of 16x16 pixels",
+                epsilon="32/255",
+                epochs=30,
+                batch_size=64,
+                crop_padding=2,
+                flip=False,
+                method=FgsmSdiOptions(k=5, generator_width=16),
+                data=DataOptions(name="digits", image_size=16),
+                model=ModelOptions(name="resnet8"),
+                optimizer=OptimizerOptions(lr=0.1),
+                schedule=ScheduleOptions(kind="cyclic"),
+            ),
+            Recipe(
+                name="fashion-mnist-resnet18",
+                about="Fashion-MNIST, cyclic; on a CPU add --model.name resnet8 --epochs 1",
+                epsilon="16/255",
+                epochs=30,
+                batch_size=128,
+                crop_padding=2,
+                method=FgsmSdiOptions(),
+                data=DataOptions(name="fashion-mnist"),
+                model=ModelOptions(name="resnet18"),
+                optimizer=OptimizerOptions(lr=0.1),
+                schedule=ScheduleOptions(kind="cyclic"),
+            ),
+        ),
+    )
