@@ -30,6 +30,8 @@ from hardfast.loaders.synthetic import SyntheticShape
 
 SHAPE = NetShape(num_classes=5, in_channels=3)
 
+needs_timm = pytest.mark.skipif(importlib.util.find_spec("timm") is None, reason="timm is not installed")
+
 NETS = """
 import torch
 from torch import nn
