@@ -154,7 +154,7 @@ class Recipe:
             return
         if begins[0] != 0 or any(a >= b for a, b in pairwise(begins)) or begins[-1] >= self.epochs:
             raise UsageError(
-                f"stages begin at epochs {begins}: the first must begin at 0, the others one after the other and before "
+                f"stages begin at epochs {begins}: the first must begin at 0, the others one after the other, before "
                 f"--epochs {self.epochs}"
             )
         if self.method.stores_per_sample:

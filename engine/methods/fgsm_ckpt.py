@@ -1,7 +1,7 @@
 """`fgsm-ckpt`: FGSM-RS whose step is shortened, image by image, to the first checkpoint that fools the net.
 
-Source: Kim, Lee, Lee, "Understanding catastrophic overfitting in single-step adversarial training" (2021); what its text
-leaves open follows the released code: crafting in eval mode, clean images where the noise alone fools the net.
+Source: Kim, Lee, Lee, "Understanding catastrophic overfitting in single-step adversarial training" (2021); what its
+text leaves open follows the released code: crafting in eval mode, clean images where the noise alone fools the net.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """`fgsm-mep`: FGSM from a stored perturbation of every image, which follows the momentum of its gradients.
 
-Source: Jia et al., "Prior-guided adversarial initialization for fast adversarial training" (2022), FGSM-MEP; what its text
-leaves open follows the released code. Its perturbation knows nothing of crop and flip: it is stored for the sample, and
-laid over whatever view of it a batch holds.
+Source: Jia et al., "Prior-guided adversarial initialization for fast adversarial training" (2022), FGSM-MEP; what its
+text leaves open follows the released code. A perturbation knows nothing of crop and flip: it is stored for the sample,
+and laid over whatever view of it a batch holds.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """`free-at`: every batch several times, each pass giving the weights' gradient and the perturbation's.
 
-Source: Shafahi et al., "Adversarial training for free!" (2019). An epoch here passes over the images m times; the paper of
-FGSM-SDI does not divide its epochs by m either.
+Source: Shafahi et al., "Adversarial training for free!" (2019). An epoch here passes over the images m times; the paper
+of FGSM-SDI does not divide its epochs by m either.
 """
 
 from __future__ import annotations

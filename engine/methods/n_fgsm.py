@@ -50,7 +50,7 @@ class NFgsm(Method):
         reach = self.radius + self.alpha
         if reach > 1:
             raise UsageError(
-                f"method n-fgsm reaches {float(reach * 255):g}/255 away, beyond the range of a pixel: lower method.noise "
+                f"method n-fgsm reaches {float(reach * 255):g}/255 away, beyond a pixel's range: lower method.noise "
                 f"(now {options.noise:g} epsilons) or epsilon"
             )
         # The table of a ball that holds all it can reach clips to the box alone.

@@ -1,7 +1,7 @@
 """`pgd-at`, `pgd2-at`, `pgd4-at`: projected gradient descent, Algorithm 1.
 
-Sources: Madry et al. (2018), as Rice, Wong, Kolter, "Overfitting in adversarially robust deep learning" (2020) train it;
-the two short ones are those of Table IV, as costly as FGSM-SDI or half again.
+Sources: Madry et al. (2018), as Rice, Wong, Kolter, "Overfitting in adversarially robust deep learning" (2020) train
+it; the two short ones are those of Table IV, as costly as FGSM-SDI or half again.
 """
 
 from __future__ import annotations
