@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -22,7 +23,7 @@ from hardfast.engine import Recipe, UsageError, evaluate_net, load_model, recipe
 from hardfast.engine.checkpoint import MODEL, STATE
 from hardfast.engine.errors import Diverged
 from hardfast.engine.methods import METHODS, method_options
-from hardfast.engine.recipes import OptimizerOptions
+from hardfast.engine.recipe import OptimizerOptions, StageOptions
 from hardfast.engine.run import Run
 from hardfast.engine.run_folder import RunFolder
 from hardfast.engine.schedule import ScheduleOptions
@@ -87,35 +88,69 @@ class StopAt(StopRequest):
         self._requested = value
 
 
-@pytest.mark.parametrize("name", METHODS)
-@pytest.mark.parametrize("after", [2, 13, 18, 21, 33])
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Recipe], Path]:
+    """A run that nothing stops, trained once for each recipe."""
+    done: dict[str, Path] = {}
+
+    def trained(recipe: Recipe) -> Path:
+        text = recipes.to_json(recipe)
+        if text not in done:
+            done[text] = tmp_path_factory.mktemp("straight") / "run"
+            train(recipe, done[text])
+        return done[text]
+
+    return trained
+
+
+VARIANTS = {
+    "average": {"weight_average": 0.9},
+    "stages": {
+        "stages": (
+            StageOptions(epoch=0, image_size=6, batch_size=64),
+            StageOptions(epoch=1, image_size=8, batch_size=32),
+        ),
+        "method": method_options("free-at"),
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "after"),
+    [
+        # After the first step, in mid-epoch, on an epoch's last step, and in the next epoch.
+        *[("fgsm-sdi", after) for after in (2, 13, 18, 21, 33)],
+        *[(name, after) for name in METHODS if name != "fgsm-sdi" for after in (13, 33)],
+        *[(name, after) for name in VARIANTS for after in (13, 21, 33)],
+    ],
+)
 def test_a_stopped_run_resumes_bit_for_bit(
     name: str,
     after: int,
+    straight: Callable[[Recipe], Path],
     quick_recipe: Recipe,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Stopped after its first step, in mid-epoch, on an epoch's last step, and in the next epoch."""
-    recipe = replace(quick_recipe, epochs=2)
-    if name != recipe.method.name:
+    recipe = replace(quick_recipe, epochs=2, **VARIANTS.get(name, {}))
+    if name in METHODS and name != recipe.method.name:
         recipe = replace(recipe, method=method_options(name))
-    train(recipe, tmp_path / "straight")
+    unstopped = straight(recipe)
     with monkeypatch.context() as patch:
         patch.setattr("hardfast.engine.trainer.StopRequest", StopAt)
         StopAt.countdown = after
         assert not train(recipe, tmp_path / "stopped").finished
     stopped = RunFolder(tmp_path / "stopped").checkpoint("last").record.at
-    assert 0 < stopped.total < 40
-    assert final_state(tmp_path / "stopped") != final_state(tmp_path / "straight")
+    assert 0 < stopped.total < 60
+    assert final_state(tmp_path / "stopped") != final_state(unstopped)
     capsys.readouterr()
     assert train(recipe, tmp_path / "stopped").finished
     assert ": bit for bit" in capsys.readouterr().out
-    assert final_state(tmp_path / "stopped") == final_state(tmp_path / "straight")
+    assert final_state(tmp_path / "stopped") == final_state(unstopped)
     timeless = [
         [{k: v for k, v in json.loads(line).items() if "seconds" not in k} for line in log.read_text().splitlines()]
-        for log in (tmp_path / "straight/log.jsonl", tmp_path / "stopped/log.jsonl")
+        for log in (unstopped / "log.jsonl", tmp_path / "stopped/log.jsonl")
     ]
     assert timeless[0] == timeless[1]
 
