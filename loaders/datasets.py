@@ -15,8 +15,9 @@ from .digits import read_digits
 from .errors import DataError, MissingDataError
 from .fashion_mnist import fetch_fashion_mnist, read_fashion_mnist
 from .synthetic import SyntheticShape, make_synthetic
+from .tiny_imagenet import fetch_tiny_imagenet, read_tiny_imagenet
 
-DatasetName = Literal["digits", "fashion-mnist", "cifar10", "cifar100", "synthetic"]
+DatasetName = Literal["digits", "fashion-mnist", "cifar10", "cifar100", "tiny-imagenet", "imagenet", "synthetic"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,7 +31,8 @@ class DataOptions:
     """Folder that holds the data sets, each in a folder of its own name."""
 
     image_size: int | None = None
-    """Pixels on a side, for `digits` (default 16) and `synthetic` (default 32); the others have their own size."""
+    """Pixels on a side, for `digits` (default 16), `synthetic` (default 32) and `imagenet` (default 224); the images of
+    the others have their own size."""
 
     heldout: int | None = None
     """Images cut from the training set to select the checkpoint; default 1,000, or 10% of a set below 10,000."""
@@ -56,8 +58,17 @@ class Entry:
 
     about: str
     read: Callable[[DataOptions], Published]
-    fetch: Callable[[Path, str | None], None] | None = None  # (root, mirror); None where nothing is to fetch
+    fetch: Callable[[Path, str | None], None] | None = None  # (root, mirror); None where nothing can be fetched
     sized: bool = False  # whether the user may choose the size of its images
+    embedded: bool = False  # whether it comes with the engine, so that there is nothing to fetch
+
+
+def _no_imagenet(options: DataOptions) -> Published:
+    side = options.image_size or 224
+    raise DataError(
+        "data.name imagenet needs loaders that stream its images, and there are none yet: run the recipe on random "
+        f"images of that shape, with --data.name synthetic --data.image-size {side} --data.synthetic.num-classes 1000"
+    )
 
 
 REGISTRY: dict[DatasetName, Entry] = {
@@ -65,6 +76,7 @@ REGISTRY: dict[DatasetName, Entry] = {
         "1,797 handwritten digits, embedded in scikit-learn; enlarged from 8x8, three channels",
         lambda options: read_digits(16 if options.image_size is None else options.image_size),
         sized=True,
+        embedded=True,
     ),
     "fashion-mnist": Entry(
         "70,000 grey images of clothes, 28x28; IDX files, Debian's dataset-fashion-mnist, or downloaded",
@@ -81,10 +93,21 @@ REGISTRY: dict[DatasetName, Entry] = {
         lambda options: read_cifar(CIFAR100, Path(options.root)),
         partial(fetch_cifar, CIFAR100),
     ),
+    "tiny-imagenet": Entry(
+        "110,000 photographs, 64x64, 200 classes; tiny-imagenet-200.zip or its folder, or downloaded",
+        lambda options: read_tiny_imagenet(Path(options.root)),
+        fetch_tiny_imagenet,
+    ),
+    "imagenet": Entry(
+        "1.33 million photographs, 1,000 classes; not readable yet: its recipes run on synthetic images",
+        _no_imagenet,
+        sized=True,
+    ),
     "synthetic": Entry(
         "random bytes of any shape, for benchmarks; nothing to learn",
         lambda options: make_synthetic(options.synthetic, 32 if options.image_size is None else options.image_size),
         sized=True,
+        embedded=True,
     ),
 }
 
@@ -101,15 +124,17 @@ def prepare(name: str, root: Path, *, mirror: str | None = None) -> str:
         Where the data set lies.
 
     Raises:
-        DataError: unknown name, no connection, or a file that is not the published one.
+        DataError: unknown name, no connection, a file that is not the published one, or a data set that cannot be read.
     """
     options = DataOptions(name=name, root=str(root))  # type: ignore[arg-type]  # checked in the next line
     entry = _entry(options)
-    if entry.fetch is None:
+    if entry.embedded:
         return "nothing to fetch: it comes with the engine"
     try:
         return entry.read(options).source
     except MissingDataError:
+        if entry.fetch is None:
+            raise
         entry.fetch(root, mirror)
         return entry.read(options).source
 

@@ -5,15 +5,14 @@ from __future__ import annotations
 import hashlib
 import http.client
 import os
-import sys
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
 from .errors import DataError
+from .progress import progress
 
 CHUNK = 1 << 20
 TIMEOUT_SECONDS = 60
@@ -49,7 +48,8 @@ def fetch(url: str, target: Path, *, check: Callable[[Path], object]) -> None:
 def _transfer(url: str, file: IO[bytes], label: str) -> None:
     with urllib.request.urlopen(url, timeout=TIMEOUT_SECONDS) as response:
         total = int(response.headers.get("Content-Length") or 0)
-        with _progress(total, label) as advance:
+        plain = f"fetching {label}, {total or 'unknown number of'} bytes"
+        with progress(total, label, unit="B", plain=plain) as advance:
             received = 0
             while chunk := response.read(CHUNK):
                 file.write(chunk)
@@ -59,22 +59,18 @@ def _transfer(url: str, file: IO[bytes], label: str) -> None:
             raise OSError(f"the connection broke after {received} of {total} bytes")
 
 
-@contextmanager
-def _progress(total: int, label: str) -> Iterator[Callable[[int], object]]:
-    """What is told of every chunk: a bar on a terminal; a single line where tqdm is not installed."""
-    try:
-        from tqdm import tqdm
-    except ModuleNotFoundError:
-        sys.stderr.write(f"fetching {label}, {total or 'unknown number of'} bytes\n")
-        yield lambda received: None
-        return
-    with tqdm(total=total or None, desc=label, unit="B", unit_scale=True, disable=None) as bar:
-        yield bar.update
-
-
 def check_sha256(path: Path, *, sha256: str) -> None:
     """Raises DataError unless the file has that digest."""
+    _check_digest(path, "sha256", sha256)
+
+
+def check_md5(path: Path, *, md5: str) -> None:
+    """Raises DataError unless the file has that digest: for files of which no better one was published."""
+    _check_digest(path, "md5", md5)
+
+
+def _check_digest(path: Path, kind: str, digest: str) -> None:
     with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != sha256:
-        raise DataError(f"sha256 is {found[:16]}..., not {sha256[:16]}...")
+        found = hashlib.file_digest(file, kind).hexdigest()
+    if found != digest:
+        raise DataError(f"{kind} is {found[:16]}..., not {digest[:16]}...")

@@ -7,13 +7,16 @@ import hashlib
 import io
 import struct
 import tarfile
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from hardfast.loaders.cifar import CIFAR10, CIFAR100, PIXEL_BYTES, Cifar
 from hardfast.loaders.fashion_mnist import IdxFile
+from hardfast.loaders.tiny_imagenet import TinyImageNet
 
 
 def idx_bytes(array: np.ndarray) -> bytes:
@@ -82,3 +85,47 @@ def write_cifar(spec: Cifar, root: Path, members: dict[str, bytes], *, archive: 
 
 
 SPECS = {"cifar10": CIFAR10, "cifar100": CIFAR100}
+
+SMALL_TINY_IMAGENET = TinyImageNet(num_classes=3, train_per_class=4, test_images=5)
+WNIDS = ("n02000000", "n01000000", "n03000000")  # not in sorted order, as in the published wnids.txt
+
+
+def tiny_imagenet_pixels(wnid: str, number: int) -> tuple[int, int, int]:
+    """The one colour of a made image."""
+    return 60 * WNIDS.index(wnid), 30 * number, 200
+
+
+def write_jpeg(path: Path, colour: tuple[int, int, int] | int, side: int = 64) -> None:
+    """One colour, or one grey level, all over."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("L" if isinstance(colour, int) else "RGB", (side, side), colour).save(path, "JPEG", quality=95)
+
+
+def write_tiny_imagenet(root: Path) -> Path:
+    """The extracted folder of a data set like `SMALL_TINY_IMAGENET`, under root/tiny-imagenet; returns the folder.
+
+    Training image 3 of each class is grey. Validation images are of classes 2, 1, 0, 0, 0 in the order of `WNIDS`.
+    """
+    folder = root / "tiny-imagenet" / "tiny-imagenet-200"
+    for wnid in WNIDS:
+        for number in range(4):
+            colour = 40 if number == 3 else tiny_imagenet_pixels(wnid, number)
+            write_jpeg(folder / "train" / wnid / "images" / f"{wnid}_{number}.JPEG", colour)
+        (folder / "train" / wnid / f"{wnid}_boxes.txt").write_text("")
+    (folder / "wnids.txt").write_text("".join(f"{wnid}\n" for wnid in WNIDS))
+    lines = []
+    for number, wnid in enumerate(WNIDS[index] for index in (2, 1, 0, 0, 0)):
+        write_jpeg(folder / "val" / "images" / f"val_{number}.JPEG", tiny_imagenet_pixels(wnid, number))
+        lines.append(f"val_{number}.JPEG\t{wnid}\t0\t0\t63\t63\n")
+    (folder / "val" / "val_annotations.txt").write_text("".join(lines))
+    write_jpeg(folder / "test" / "images" / "test_0.JPEG", 0)  # without labels, never read
+    return folder
+
+
+def zip_folder(folder: Path) -> Path:
+    """The folder as the published archive beside it; the folder itself is kept."""
+    archive = folder.with_suffix(".zip")
+    with zipfile.ZipFile(archive, "w") as packed:
+        for path in sorted(folder.rglob("*")):
+            packed.write(path, path.relative_to(folder.parent))
+    return archive
