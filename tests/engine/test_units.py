@@ -12,9 +12,18 @@ from hardfast.engine.classifier import AttackBN, Classifier
 from hardfast.engine.execution import Execution
 from hardfast.engine.gradients import attack_loss, input_gradient
 from hardfast.engine.methods import (
+    METHODS,
+    Fgsm2StepOptions,
+    FgsmCkptOptions,
+    FgsmGaOptions,
+    FgsmMepOptions,
     FgsmRsOptions,
     FgsmSdiOptions,
+    FreeAtOptions,
     MethodOptions,
+    NFgsmOptions,
+    Pgd2AtOptions,
+    Pgd4AtOptions,
     PgdAtOptions,
     Position,
     StandardOptions,
@@ -73,16 +82,47 @@ def test_sdi_kth_step_adds_2_2_and_one_generator_update() -> None:
     }
 
 
-@pytest.mark.parametrize(
-    ("options", "attack_passes"), [(StandardOptions(), 0), (FgsmRsOptions(), 1), (PgdAtOptions(), 10)]
-)
-def test_units_of_the_other_methods(options: MethodOptions, attack_passes: int) -> None:
+# (forwards, input gradients, weight gradients) of a step, in passes through the whole net: their sum is its units.
+UNITS: list[tuple[MethodOptions, tuple[int, int, int], int]] = [
+    (StandardOptions(), (1, 1, 1), 3),
+    (FgsmRsOptions(), (2, 2, 1), 5),
+    (NFgsmOptions(), (2, 2, 1), 5),
+    (Pgd2AtOptions(), (3, 3, 1), 7),
+    (Fgsm2StepOptions(), (3, 3, 1), 7),
+    (Pgd4AtOptions(), (5, 5, 1), 11),
+    (PgdAtOptions(), (11, 11, 1), 23),
+    (FgsmCkptOptions(), (4, 2, 1), 5 + 2),  # a forward for each checkpoint but the last
+    (FgsmCkptOptions(checkpoints=5), (6, 2, 1), 5 + 4),
+    (FreeAtOptions(replays=1), (1, 1, 1), 3),
+    (FreeAtOptions(replays=4), (4, 4, 4), 3 * 4),
+    # The start's one forward is differentiated in the image, and then in the weights beside x_adv's.
+    (FgsmMepOptions(), (2, 3, 2), 7),
+    # 2 + 3 + 2, and four for each input gradient that is differentiated in the weights: for every convolution one that
+    # carries its derivative on, one for the weight, and the two of its own backward. "both" is 3 x FGSM-RS.
+    (FgsmGaOptions(), (5, 4, 2), 7 + 4),
+    (FgsmGaOptions(through="both"), (7, 5, 3), 7 + 2 * 4),
+]
+
+
+@pytest.mark.parametrize("attack_bn", ["train", "eval"])
+@pytest.mark.parametrize(("options", "passes", "units"), UNITS)
+def test_units_of_the_other_methods(
+    options: MethodOptions, passes: tuple[int, int, int], units: int, attack_bn: AttackBN
+) -> None:
     n = CONVOLUTIONS["resnet8"]
-    assert count(options, step=0) == {
-        "net forward": (attack_passes + 1) * n,
-        "net input": attack_passes * n + n - 1,
-        "net weight": n,
+    forwards, inputs, weights = passes
+    assert forwards + inputs + weights == units
+    # Where x_adv needs no gradient, the stem's convolution computes none: only Free-AT's perturbation wants it.
+    spared = 0 if isinstance(options, FreeAtOptions) else 1
+    assert count(options, step=0, attack_bn=attack_bn) == {
+        "net forward": forwards * n,
+        "net input": inputs * n - spared,
+        "net weight": weights * n,
     }
+
+
+def test_every_method_has_its_units_counted() -> None:
+    assert {options.name for options, _, _ in UNITS} | {"fgsm-sdi"} == set(METHODS)
 
 
 def compiled_passes(n: int) -> dict[str, list[tuple[int, int, int]]]:
@@ -114,6 +154,43 @@ def test_compiled_steps_execute_2_2_3_as_traced(model: ModelName, attack_bn: Att
         update = passes["update"] if number == 20 else []
         gradient, descent = passes["input gradient"], passes["descent"]
         assert counter.executed == [*gradient, *update, *passes["generator"], *gradient, *descent]
+
+
+ATTACK, DESCENT = [(9, 0, 0), (0, 9, 0)], [(9, 0, 0), (0, 8, 9)]  # of resnet8
+FORWARD, REPLAY = [(9, 0, 0)], [(9, 0, 0), (0, 9, 9)]
+
+
+@pytest.mark.parametrize(
+    ("options", "executed"),
+    [
+        (StandardOptions(), DESCENT),
+        (FgsmRsOptions(), ATTACK + DESCENT),
+        (NFgsmOptions(), ATTACK + DESCENT),
+        (Pgd2AtOptions(), 2 * ATTACK + DESCENT),
+        (Pgd4AtOptions(), 4 * ATTACK + DESCENT),
+        (PgdAtOptions(), 10 * ATTACK + DESCENT),
+        (Fgsm2StepOptions(), 2 * ATTACK + DESCENT),
+        (FgsmCkptOptions(), ATTACK + 2 * FORWARD + DESCENT),
+        (FreeAtOptions(replays=3), 3 * REPLAY),
+        # What these differentiate twice stays eager; the rest is compiled.
+        (FgsmGaOptions(), ATTACK + DESCENT),
+        (FgsmGaOptions(through="both"), DESCENT),
+        (FgsmMepOptions(), DESCENT),
+    ],
+)
+def test_compiled_steps_of_the_other_methods_execute_no_more(
+    options: MethodOptions, executed: list[tuple[int, int, int]]
+) -> None:
+    torch.compiler.reset()
+    counter = GraphCounter()
+    execution = Execution(compile=True, backend=counter.traced())
+    step = training_step(options, small("resnet8"), execution=execution)
+    for number in range(2):
+        counter.executed.clear()
+        step(drawn_batch(), Position(0, number))
+        assert counter.executed == executed
+    eager = step.method.uncompiled is not None
+    assert eager == isinstance(options, FgsmGaOptions | FgsmMepOptions)
 
 
 @pytest.mark.parametrize(
