@@ -3,6 +3,7 @@
 from . import recipes
 from .errors import CheckpointError, EvaluationError, UsageError
 from .evaluation import evaluate, evaluate_net
+from .foreign import load_weights
 from .recipe import Recipe
 from .run_folder import load_model
 from .trainer import Outcome, train
@@ -16,6 +17,7 @@ __all__ = [
     "evaluate",
     "evaluate_net",
     "load_model",
+    "load_weights",
     "recipes",
     "train",
 ]
