@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from hardfast.engine.classifier import AttackBN
 from hardfast.engine.methods import (
+    METHODS,
     Fgsm2StepOptions,
     FgsmCkptOptions,
     FgsmGaOptions,
@@ -30,8 +31,10 @@ from hardfast.engine.methods import (
     PgdAtOptions,
     Position,
     StandardOptions,
+    method_options,
 )
 from hardfast.engine.models import ResNet
+from hardfast.engine.step import TrainingStep
 from hardfast.kernels import random_key, random_start
 from hardfast.loaders import Batch
 
@@ -121,13 +124,14 @@ def same(name: str, ours: Tensor, theirs: Tensor) -> None:
     assert difference <= 1e-9, f"{name} differs by {difference}"
 
 
-@pytest.mark.parametrize("attack_bn", ["train", "eval"])
-@pytest.mark.parametrize("box", [False, True])
-@pytest.mark.parametrize("name", list(CASES))
-def test_ten_steps_equal_the_transcription(name: str, box: bool, attack_bn: AttackBN) -> None:
-    case = CASES[name]
-    net = small_net()
-    start = copy.deepcopy(net)
+def noise_of(x: Tensor, index: Tensor, key: Tensor) -> plain.Noise:
+    return lambda radius: random_start(x, index, key=key, radius=radius, dtype=torch.float64)
+
+
+def train_both(
+    case: Case, net: nn.Module, data: list[tuple[Position, Batch]], *, box: bool, attack_bn: AttackBN
+) -> tuple[TrainingStep, plain.Plain]:
+    """The engine's step on `net` and the transcription on a copy of it, over the same batches; then all is compared."""
     theirs = case.transcription(copy.deepcopy(net), box=box, attack_bn=attack_bn, **case.arguments)
     step = training_step(
         case.options,
@@ -145,8 +149,7 @@ def test_ten_steps_equal_the_transcription(name: str, box: bool, attack_bn: Atta
         samples=SAMPLES,
     )
     everyone = torch.empty(SAMPLES, 3, SIDE, SIDE)
-
-    for position, batch in batches(start):
+    for position, batch in data:
         if position.step == 0:
             step.method.begin_epoch(position.epoch)
             if isinstance(theirs, plain.FgsmMep):
@@ -158,6 +161,16 @@ def test_ten_steps_equal_the_transcription(name: str, box: bool, attack_bn: Atta
         same(entry, value, other)  # weights, BN running statistics and their counts
     for w, velocity in zip(net.parameters(), theirs.velocity, strict=True):
         same("momentum", step.learner.optimizer.state[w]["momentum_buffer"], velocity)
+    return step, theirs
+
+
+@pytest.mark.parametrize("attack_bn", ["train", "eval"])
+@pytest.mark.parametrize("box", [False, True])
+@pytest.mark.parametrize("name", list(CASES))
+def test_ten_steps_equal_the_transcription(name: str, box: bool, attack_bn: AttackBN) -> None:
+    case, net = CASES[name], small_net()
+    start = copy.deepcopy(net)
+    step, theirs = train_both(case, net, batches(start), box=box, attack_bn=attack_bn)
     kept = step.method.state()
     assert sorted(kept) == {"free-at": ["delta"], "fgsm-mep": ["delta", "momentum"]}.get(name, [])
     for entry, value in kept.items():
@@ -166,11 +179,38 @@ def test_ten_steps_equal_the_transcription(name: str, box: bool, attack_bn: Atta
     passes = case.training_passes + (case.attack_passes if attack_bn == "train" else 0)
     assert net.bn1.num_batches_tracked - start.bn1.num_batches_tracked == STEPS * passes
     assert net.training
-    # The comparison means something only if what tells the methods apart has happened.
+    # The comparison means something only if the net moved, and if what tells the images apart has happened.
     assert any((a - b).abs().max() > 1e-3 for a, b in zip(net.parameters(), start.parameters(), strict=True))
     if isinstance(theirs, plain.FgsmCkpt):
         assert set(theirs.used) == {0, 1, 2, 3}
 
 
-def noise_of(x: Tensor, index: Tensor, key: Tensor) -> plain.Noise:
-    return lambda radius: random_start(x, index, key=key, radius=radius, dtype=torch.float64)
+def blind_net() -> nn.Module:
+    """A net that sees nothing below mid-grey, so that the gradient at a dark image is zero, wherever in the ball."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * (SIDE - 2) ** 2, plain.CLASSES))
+    with torch.no_grad():
+        net[0].weight.abs_()
+        net[0].bias.copy_(-net[0].weight.sum(dim=(1, 2, 3)) / 2)
+    return net.double()
+
+
+@pytest.mark.parametrize("through", ["noisy", "both"])
+def test_grad_align_leaves_out_samples_without_a_gradient(through: str) -> None:
+    """As the released code does; a batch that has none adds no penalty."""
+    case = CASES["fgsm-ga" if through == "noisy" else "fgsm-ga-both"]
+    net = blind_net()
+    data, seen = [], []
+    for dark, (position, batch) in zip([3, 0, BATCH, 5] * 3, batches(small_net()), strict=False):
+        image = batch.image | 0xC0
+        image[:dark] = 0
+        x = pixels_of(image).requires_grad_()
+        (gradient,) = torch.autograd.grad(net(x).sum(), x)
+        seen.append(int((gradient.flatten(1) != 0).any(dim=1).sum()))
+        data.append((position, Batch(batch.index, image, batch.label, batch.key)))
+    assert seen == ([3, 6, 0, 1] * 3)[:STEPS]
+    train_both(case, net, data, box=True, attack_bn="train")
+
+
+def test_only_the_checkpoints_paper_crafts_in_eval_mode() -> None:
+    assert [name for name in METHODS if method_options(name).paper_attack_bn == "eval"] == ["fgsm-ckpt"]

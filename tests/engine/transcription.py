@@ -174,11 +174,11 @@ class FgsmCkpt(Plain):
 
 
 class FgsmGa(Plain):
-    """GradAlign, Andriushchenko and Flammarion 2020, equation 4.
+    """GradAlign, Andriushchenko and Flammarion 2020.
 
     Args:
         through: "noisy" holds the gradient at x constant in the regulariser, as the released code does; "both" is the
-            equation, in which it also depends on the weights.
+            paper's regulariser, in which it also depends on the weights.
 
     Both gradients are of the same function: the net in the mode of an attack pass.
     """
@@ -200,7 +200,7 @@ class FgsmGa(Plain):
             for a, b in zip(g1, g2, strict=True)
             if a.detach().abs().max() > 0 and b.detach().abs().max() > 0
         ]
-        self.descend(loss + self.weight * (1 - sum(cosines) / len(cosines)))
+        self.descend(loss + (self.weight * (1 - sum(cosines) / len(cosines)) if cosines else 0))
 
 
 class FreeAt(Plain):
@@ -227,7 +227,7 @@ class FreeAt(Plain):
 
 
 class FgsmMep(Plain):
-    """FGSM-PGI with MEP, Jia et al. 2022, Algorithm 3, with the loss of its equation 9.
+    """FGSM-MEP, Jia et al. 2022: a start for every sample, from the momentum of its gradients; logits held together.
 
     Attributes:
         delta, momentum: [samples, 3, H, W], of every sample of the data set.
