@@ -14,6 +14,7 @@ import torch
 
 from ..engine import console
 from ..engine.autoattack import check_available
+from ..engine.compare import mean_and_deviation
 from ..engine.environment import choose_device, describe_environment
 from ..engine.errors import Stopped, UsageError
 from ..engine.evaluation import LIBRARY_ATTACKS, earlier_attacks, evaluate, identity
@@ -148,12 +149,6 @@ def markdown(rows: Sequence[MethodRow], *, base: str) -> str:
         step = f"{row.step.median:.2f} ({row.step.p20:.2f} to {row.step.p80:.2f})"
         lines.append("| " + " | ".join([f"`{row.method}`", *cells, step]) + " |")
     return "\n".join(lines)
-
-
-def mean_and_deviation(values: Sequence[float]) -> str:
-    """`71.2 ± 0.8`; without a deviation for a single value."""
-    mean = f"{statistics.mean(values):.1f}"
-    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.1f}"
 
 
 def _write_csv(path: Path, recipe: Recipe, rows: Sequence[MethodRow], environment: dict[str, Any]) -> None:

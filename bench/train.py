@@ -13,6 +13,7 @@ import torch
 
 from ..engine import console
 from ..engine.autoattack import check_available
+from ..engine.compare import mean_and_deviation
 from ..engine.environment import choose_device, describe_environment, gpu_state, wait_for
 from ..engine.errors import Diverged, UsageError
 from ..engine.evaluation import ATTACKS, LIBRARY_ATTACKS, AttackName, evaluate_net
@@ -22,7 +23,6 @@ from ..engine.run import Preparation, Run
 from ..engine.signals import StopRequest
 from ..engine.trainer import train_epoch
 from ..loaders import Dataset
-from .methods import mean_and_deviation
 from .rows import check_places, place_columns, write_rows
 from .training import Training, open_images, recipe_for
 

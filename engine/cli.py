@@ -15,7 +15,7 @@ from typing import Annotated
 import tyro
 
 from ..loaders import REGISTRY, DataError, DatasetName, prepare
-from . import console, listing, recipes
+from . import compare, compare_tables, console, listing, recipes
 from .environment import own_version
 from .errors import Diverged, EvaluationError, Stopped, UsageError
 from .evaluation import ATTACKS, AttackName, evaluate
@@ -35,6 +35,7 @@ hardfast: adversarially robust image classifiers, fast
   hardfast recipes [NAME]                   the presets like the paper's tables; all about one of them
   hardfast train RECIPE --out DIR           trains; the same command resumes; ends with a short evaluation
   hardfast evaluate DIR                     attacks a trained run: table, and DIR/evaluation.json
+  hardfast compare RUN...                   runs side by side, over their seeds, with the paper's rows
   hardfast data list | prepare NAME         the data sets; fetches one and checks it
   hardfast profile RECIPE                   where the time of a training step goes, phase by phase
   hardfast bench methods RECIPE --out DIR   trains and attacks several methods over several seeds: a table
@@ -158,6 +159,37 @@ def run_recipes(argv: Sequence[str]) -> int:
         console.line(listing.description(recipes.get(argv[0])))
     else:
         console.line(listing.listing())
+    return DONE
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareArguments:
+    """Finished runs side by side: those that differ in the seed alone are one row, with mean and sample deviation, and
+    the paper's row under it where a run's recipe still is the paper's. Runs that are not trained or not evaluated yet
+    are named with what is missing.
+    """
+
+    runs: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="RUN...")]
+    """Folders of runs, or folders that hold them."""
+
+    csv: str | None = None
+    """Also write the rows to this file, with every seed's figure."""
+
+    markdown: str | None = None
+    """Also write the tables to this file, as Markdown."""
+
+
+def run_compare(argv: Sequence[str]) -> int:
+    """hardfast compare RUN... [--csv FILE] [--markdown FILE]"""
+    asked = parse(CompareArguments, argv, "hardfast compare")
+    found = [compare.read_run(path) for path in compare.find_runs(asked.runs)]
+    rows = compare.rows_of([run for run in found if isinstance(run, compare.FinishedRun)])
+    unready = [run for run in found if isinstance(run, compare.Unready)]
+    console.line(compare_tables.terminal(rows, unready))
+    if asked.csv is not None:
+        compare_tables.write_csv(Path(asked.csv), rows)
+    if asked.markdown is not None:
+        Path(asked.markdown).write_text(compare_tables.markdown(rows, unready))
     return DONE
 
 
@@ -289,6 +321,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "recipes": run_recipes,
     "train": run_train,
     "evaluate": run_evaluate,
+    "compare": run_compare,
     "data": run_data,
     "profile": run_profile,
     "bench": run_bench,

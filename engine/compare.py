@@ -1,0 +1,273 @@
+"""Finished runs side by side: runs that differ in nothing but the seed are one row, with mean and deviation."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from . import paper, recipes
+from .differences import NOT_DECIDING, as_option, as_words, changed, fields_of
+from .errors import UsageError
+from .evaluation import ATTACKS
+from .methods import method_options
+from .recipe import Recipe
+from .run_folder import RunFolder
+
+# Test images of each data set that has a fixed number of them.
+TEST_IMAGES = {
+    "digits": 360,
+    "fashion-mnist": 10_000,
+    "cifar10": 10_000,
+    "cifar100": 10_000,
+    "tiny-imagenet": 10_000,
+    "imagenet": 50_000,
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Conditions:
+    """What accuracies must share to be comparable."""
+
+    dataset: str
+    image_size: int | None  # where the user chose it
+    epsilon: str
+    attack_step: str | None  # of PGD and C&W; None is epsilon / 4
+    checkpoint: str
+
+    def __str__(self) -> str:
+        size = "" if self.image_size is None else f" of {self.image_size}x{self.image_size}"
+        step = "" if self.attack_step is None else f", attack step {self.attack_step}"
+        return f"{self.dataset}{size}, epsilon {self.epsilon}{step}, {self.checkpoint} checkpoint"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Measured:
+    """One attack's result."""
+
+    accuracy: float  # percent
+    images: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FinishedRun:
+    """One run that is trained and evaluated."""
+
+    path: Path
+    recipe: Recipe
+    results: dict[Conditions, dict[str, Measured]]
+    step_ms: float  # mean time of a step over the run, without evaluation and saving
+    train_minutes: float  # all steps
+    wall_minutes: float
+    machine: str  # device, execution mode and precision
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Unready:
+    """A run that cannot stand in a table yet, and why."""
+
+    path: Path
+    missing: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Row:
+    """Runs of one recipe under the same conditions, seed by seed."""
+
+    conditions: Conditions
+    runs: tuple[FinishedRun, ...]
+    attacks: dict[str, tuple[Measured, ...]]  # one for each run that was attacked so
+    beside: paper.Row | None  # of the paper
+
+    @property
+    def recipe(self) -> Recipe:
+        """The recipe of the first run; the others differ in the seed."""
+        return self.runs[0].recipe
+
+    @property
+    def test_images(self) -> int:
+        """How many test images the data set has."""
+        data = self.recipe.data
+        return data.synthetic.test_images if data.name == "synthetic" else TEST_IMAGES[data.name]
+
+    @property
+    def method(self) -> str:
+        """The method with the options that are not its defaults: `fgsm-sdi (k 5)`."""
+        name = self.recipe.method.name
+        plain = Recipe(method=method_options(name))
+        return name + _in_brackets(
+            {key: value for key, value in changed(self.recipe, plain).items() if key.startswith("method.")}
+        )
+
+    @property
+    def recipe_words(self) -> str:
+        """The recipe's name with what was changed of it beside the method and the seed."""
+        name = self.recipe.name
+        if name not in recipes.PRESETS:
+            return name
+        differing = changed(self.recipe, recipes.get(name))
+        kept = {key: value for key, value in differing.items() if key != "seed" and not key.startswith("method.")}
+        return name + _in_brackets(kept)
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """The paper's figures for this checkpoint, by attack, and `paper.MINUTES`; empty where it has none."""
+        if self.beside is None:
+            return {}
+        return self.beside.figures.get(self.conditions.checkpoint, self.beside.figures.get("reported", {}))
+
+    def accuracies(self, attack: str) -> list[float]:
+        """Percent, seed by seed; empty where no run met the attack."""
+        return [one.accuracy for one in self.attacks.get(attack, ())]
+
+    def images(self, attack: str) -> list[int]:
+        """The numbers of images that the runs were attacked on, without repetitions."""
+        return sorted({one.images for one in self.attacks.get(attack, ())})
+
+
+def find_runs(paths: Sequence[str]) -> list[Path]:
+    """The run folders that were named, or that lie directly in a folder that was; each once.
+
+    Raises:
+        UsageError: there is no path, or one is no folder or holds no run.
+    """
+    if not paths:
+        raise UsageError("compare needs RUN...: name folders of runs, or a folder that holds them")
+    found: dict[Path, Path] = {}
+    for name in paths:
+        path = Path(name)
+        if not path.is_dir():
+            what = "is not a folder" if path.exists() else "is not there"
+            raise UsageError(f"RUN {path} {what}: name folders of runs, or a folder that holds them")
+        runs = [path] if RunFolder(path).config.exists() else sorted(one.parent for one in path.glob("*/config.json"))
+        if not runs:
+            raise UsageError(f"RUN {path} holds no run, nor do its folders (no config.json): name folders of runs")
+        found |= {run.resolve(): run for run in runs}
+    return list(found.values())
+
+
+def read_run(path: Path) -> FinishedRun | Unready:
+    """What a run's files say: config.json, log.jsonl, environment.json and evaluations.jsonl."""
+    try:
+        return _read(path)
+    except (UsageError, OSError) as error:
+        return Unready(path=path, missing=str(error).removeprefix(f"{path}/"))
+    except (LookupError, TypeError, ValueError, ArithmeticError) as error:
+        return Unready(path=path, missing=f"log.jsonl or evaluations.jsonl is damaged ({error!r})")
+
+
+def _read(path: Path) -> FinishedRun | Unready:
+    folder = RunFolder(path)
+    recipe = folder.recipe()
+    log = _json_lines(folder.log)
+    epochs = log[-1]["epoch"] if log else 0
+    if epochs < recipe.epochs:
+        unfinished = f"trained for {epochs} of {recipe.epochs} epochs: the command that began it goes on"
+        return Unready(path=path, missing=unfinished)
+    final = {"last": log[-1]["step"], "best": _best_step(folder)}
+    evaluated = _json_lines(path / "evaluations.jsonl")
+    results: dict[Conditions, dict[str, Measured]] = {}
+    for one in evaluated:  # the newest of each wins
+        if one["attack"] not in ATTACKS or final[one["checkpoint"]] not in (None, one["step"]):
+            continue
+        conditions = Conditions(
+            dataset=recipe.data.name,
+            image_size=recipe.data.image_size,
+            epsilon=one["epsilon"],
+            attack_step=recipe.attack_step,
+            checkpoint=one["checkpoint"],
+        )
+        measured = Measured(accuracy=one["accuracy"], images=one["samples"])
+        results.setdefault(conditions, {})[one["attack"]] = measured
+    if not results:
+        why = "evaluated before it was finished" if evaluated else "not evaluated"
+        return Unready(path=path, missing=f"{why}: `hardfast evaluate {path}`")
+    return FinishedRun(
+        path=path,
+        recipe=recipe,
+        results=results,
+        step_ms=1000 * log[-1]["step_seconds"] / log[-1]["step"],
+        train_minutes=log[-1]["step_seconds"] / 60,
+        wall_minutes=log[-1]["wall_seconds"] / 60,
+        machine=_machine(folder),
+    )
+
+
+def rows_of(runs: Sequence[FinishedRun]) -> list[Row]:
+    """One row for each recipe and each set of conditions, in the order in which they first come; rows that may be
+    compared stand together.
+    """
+    grouped: dict[Conditions, dict[str, list[FinishedRun]]] = {}
+    for run in runs:
+        for conditions in run.results:
+            grouped.setdefault(conditions, {}).setdefault(_key(run.recipe), []).append(run)
+    found = []
+    for conditions, by_recipe in grouped.items():
+        for same in by_recipe.values():
+            same.sort(key=lambda run: run.recipe.seed)
+            attacks = {
+                name: tuple(run.results[conditions][name] for run in same if name in run.results[conditions])
+                for name in ATTACKS
+            }
+            beside = paper.row_beside(same[0].recipe)
+            found.append(
+                Row(
+                    conditions=conditions,
+                    runs=tuple(same),
+                    attacks={name: measured for name, measured in attacks.items() if measured},
+                    beside=beside if beside is not None and beside.epsilon == conditions.epsilon else None,
+                )
+            )
+    return found
+
+
+def mean_and_deviation(values: Sequence[float]) -> str:
+    """`71.2 ± 0.8`, the sample deviation; without it for a single value."""
+    mean = f"{statistics.mean(values):.1f}"
+    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.1f}"
+
+
+def _key(recipe: Recipe) -> str:
+    """The same for recipes that differ in nothing that decides the result but the seed."""
+    fields = fields_of(replace(recipe, seed=0))
+    return json.dumps({name: as_words(value) for name, value in fields.items() if name not in NOT_DECIDING})
+
+
+def _in_brackets(options: dict[str, Any]) -> str:
+    words = [f"{as_option(name).removeprefix('method.')} {as_words(value)}" for name, value in options.items()]
+    return f" ({', '.join(words)})" if words else ""
+
+
+def _json_lines(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a file; the half one that a full disk or a kill leaves at its end is left out."""
+    found = []
+    try:
+        text = path.read_text()
+    except OSError:
+        return []
+    for line in text.splitlines():
+        try:
+            found.append(json.loads(line))
+        except ValueError:
+            continue
+    return [one for one in found if isinstance(one, dict)]
+
+
+def _best_step(folder: RunFolder) -> int | None:
+    """The step of the best checkpoint as the newest one records it; None where the checkpoints are gone."""
+    records = sorted(folder.store.folder.glob("step-????????/train.json"))
+    try:
+        return int(json.loads(records[-1].read_text())["best"]["step"])
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+
+
+def _machine(folder: RunFolder) -> str:
+    try:
+        numerics = json.loads(folder.environment.read_text())["starts"][-1]["numerics"]
+        return f"{numerics['device']}, {numerics['execution']}, {numerics['precision']}"
+    except (OSError, ValueError, LookupError, TypeError):
+        return "an unknown device"
