@@ -86,8 +86,13 @@ def _architecture(options: ModelOptions) -> Callable[..., NormalizedNet]:
         case "resnet18":
             return partial(ResNet, (64, 128, 256, 512), (2, 2, 2, 2))
         case "preact_resnet18":
-            switches = {"final_bn": options.final_bn, "shortcut": options.shortcut}
-            return partial(PreActResNet, (64, 128, 256, 512), (2, 2, 2, 2), **switches)
+            return partial(
+                PreActResNet,
+                (64, 128, 256, 512),
+                (2, 2, 2, 2),
+                final_bn=options.final_bn,
+                shortcut=options.shortcut,
+            )
         case "wide_resnet34_10":
             return partial(WideResNet, 34, 10)
         case _:

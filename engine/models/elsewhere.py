@@ -41,7 +41,7 @@ class NetFromElsewhere(NormalizedNet):
         super().__init__(mean, std)
         self.net = net
 
-    def logits(self, x: Tensor) -> Tensor:
+    def logits(self, x: Tensor | fx.Proxy) -> Tensor:
         if isinstance(x, fx.Proxy):
             self._refuse_to_be_folded()
         out: Tensor = self.net(x)

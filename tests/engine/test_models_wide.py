@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hardfast.engine.models import ModelOptions, NetShape, WideResNet, build_model
+from hardfast.engine.frozen import FrozenTwin
+from hardfast.engine.models import ModelOptions, NetShape, WideResNet, build_model, pad_stem
 
 
 def test_wide_resnet34_10_is_the_papers() -> None:
@@ -61,6 +62,23 @@ def test_wide_resnet_computes_what_the_paper_says(size: int, training: bool) -> 
     expected = F.linear(out, state["fc.weight"], state["fc.bias"])
     with torch.no_grad():
         torch.testing.assert_close(net.train(training)(x), expected)
+
+
+def test_stem_twin_and_compiler_take_it() -> None:
+    """Padded, folded and traced as one graph: the logits stay. The stem's BN and each block's second can be merged."""
+    torch.manual_seed(2)
+    net = WideResNet(16, 1, num_classes=3)
+    x = torch.rand(4, 3, 8, 8)
+    with torch.no_grad():
+        net(3 * x - 1)  # running statistics that are not 0 and 1
+        expected = net.eval()(x)
+        assert pad_stem(net, 3, 4)
+        twin = FrozenTwin(net, training=False, fold=True)
+        twin.refresh()
+        assert len(twin.folded) == 6 + 1
+        assert twin.folded[:2] == ["block1.layer.0.bn1", "block1.layer.0.bn2"]
+        torch.testing.assert_close(twin.net(x), expected)
+        torch.testing.assert_close(torch.compile(net, fullgraph=True, backend="eager")(x), expected)
 
 
 def test_depths_between_two_nets_are_refused() -> None:
