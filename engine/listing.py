@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from ..loaders import REGISTRY
 from . import console, paper, recipes
 from .differences import as_option, as_words, changed, fields_of
 from .evaluation import ATTACKS
@@ -172,10 +173,16 @@ def _commands(recipe: Recipe, row: paper.Row | None) -> list[str]:
     attacks = ["clean", "pgd-10", "pgd-50", "aa"] if row is None else [name for name in ATTACKS if name in row.headline]
     evaluate = f"hardfast evaluate {out} --attacks {' '.join(attacks)}"
     last = [f"{evaluate} --checkpoint last"] if row is not None and "last" in row.figures else []
-    return [
-        f"hardfast data prepare {recipe.data.name}",
-        f"hardfast train {recipe.name} --out {out} --seed 0",
-        evaluate,
-        *last,
-        f"hardfast compare runs/{recipe.name}-*",
-    ]
+    train = f"hardfast train {recipe.name} --out {out} --seed 0"
+    return [*_data_commands(recipe, train), evaluate, *last, f"hardfast compare runs/{recipe.name}-*"]
+
+
+def _data_commands(recipe: Recipe, train: str) -> list[str]:
+    """What makes the data ready, where anything can, and trains."""
+    data = REGISTRY[recipe.data.name]
+    if data.fetch is not None:
+        return [f"hardfast data prepare {recipe.data.name}", train]
+    if data.embedded:
+        return [train]
+    random = "--data.name synthetic --data.synthetic.num-classes 1000"
+    return [train, f"({recipe.data.name} cannot be read yet; on random images: add {random})"]
