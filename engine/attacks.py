@@ -6,22 +6,28 @@ Rice et al., Wong et al. and FGSM-SDI does. Nothing here leaves the device or co
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..kernels import PixelBounds, Purpose, pixel_bounds, random_key, random_start
 from .gradients import Objective, attack_loss, projected_ascent, summed_cross_entropy
 
 
-def summed_margin(logits: Tensor, labels: Tensor) -> Tensor:
-    """max over the other classes minus the true class, summed over the batch: the C&W objective to ascend."""
+def margins(logits: Tensor, labels: Tensor) -> Tensor:
+    """max over the other classes minus the true class, [N]: positive where the net is wrong."""
     true = logits.gather(1, labels[:, None]).squeeze(1)
     others = logits.scatter(1, labels[:, None], -torch.inf)
-    return (others.amax(dim=1) - true).sum()
+    return others.amax(dim=1) - true
+
+
+def summed_margin(logits: Tensor, labels: Tensor) -> Tensor:
+    """The margin, summed over the batch: the C&W objective to ascend."""
+    return margins(logits, labels).sum()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,6 +39,9 @@ class GradientAttack:
         alpha: step size in [0, 1] pixel units.
         random_start: start at uniform noise in the ball; otherwise at the clean image.
         objective: what is ascended.
+
+    A batch in which every sample is fooled already still runs to its end: to stop it, the host would have to wait for
+    the device in every step.
     """
 
     steps: int
@@ -41,7 +50,14 @@ class GradientAttack:
     objective: Objective = summed_cross_entropy
 
     def perturb(
-        self, net: nn.Module, x: Tensor, labels: Tensor, index: Tensor, *, epsilon: Fraction, seed: int
+        self,
+        net: Callable[[Tensor], Tensor],
+        x: Tensor,
+        labels: Tensor,
+        index: Tensor,
+        *,
+        epsilon: Fraction,
+        seed: int,
     ) -> Tensor:
         """The adversarial images float32 [N, C, H, W]; each is kept from the step that first fooled the net.
 

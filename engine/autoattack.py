@@ -1,95 +1,126 @@
 """The one adapter over `pyautoattack`, the official AutoAttack code: APGD-CE alone, and the standard ensemble.
 
+The library's own way to resume fails, so its attacks are run one by one and batch by batch (`stages.py`).
+
 The library warns where it should refuse, and prints its check of the radius. Here its warnings are collected, its
 images are checked again, and what contradicts itself raises. The caller's random state is left alone.
 """
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import logging
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from ..kernels import to_float
 from .console import Bar
 from .errors import EvaluationError, UsageError
+from .stages import Stage
 
 Version = Literal["apgd-ce", "standard"]
+STANDARD = ("apgd-ce", "apgd-t", "fab-t", "square")
 ITERATIONS, SQUARE_QUERIES, TARGETS = 100, 5000, 9  # of the standard version
+CHECKS = 8  # passes on each batch in which the library checks the net: five for chance, and three more
 # The library clips with x - eps and x + eps in fp32, each rounded once; 2**-23 is more than those roundings make.
 RADIUS_SLACK = 2.0**-23
 # A point on the decision boundary may change sides with the batch it is computed in, by fp32 rounding alone.
 BOUNDARY_SLACK = 1e-3
 
 
-@dataclass(frozen=True, slots=True)
-class AutoAttackResult:
-    """What one evaluation found."""
+class OfficialAttacks:
+    """AutoAttack's standard version, one attack and one batch at a time, as `run_standard_evaluation` would run it.
 
-    robust: Tensor  # bool [N]: right on the clean image and on all that the attacks tried
-    x_adv: Tensor  # float32 [N, C, H, W]: what fooled the net, and the clean image where nothing did
-    stages: dict[str, float] = field(default_factory=dict)  # robust accuracy in percent after each attack, in order
-    warnings: list[str] = field(default_factory=list)  # what the library flagged, e.g. zero gradients
-
-
-def run_autoattack(
-    net: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    *,
-    epsilon: Fraction,
-    version: Version,
-    seed: int,
-    batch_size: int,
-    bar: Bar,
-) -> AutoAttackResult:
-    """Runs the official code: its standard version, or APGD-CE alone with that version's parameters.
+    Each attack seeds itself anew for every batch with the same number, so the result of a batch is a function of its
+    images alone: batches may be attacked in another process than those before them.
 
     Args:
         net: classifier in eval mode, float32, that returns logits.
-        images: float32 [N, C, H, W] in [0, 1].
-        labels: int64 [N].
+        classes: how many logits.
         epsilon: radius in [0, 1] pixel units.
-        version: `standard` is apgd-ce, apgd-t, fab-t, square.
         seed: fixed for every attack.
-        batch_size: images in a forward pass.
-        bar: told of every forward pass and of the attack that runs.
+        device: of the net and the images.
+        bar: told of every forward pass.
 
     Raises:
         UsageError: as `check_available`.
-        EvaluationError: an adversarial image left the ball or [0, 1], or does not fool the net as the library said.
     """
-    images = images.contiguous()  # the library reshapes with view
-    with torch.no_grad():
-        classes = net(images[:1]).shape[1]
-    check_available(version, classes=classes)
-    from pyautoattack import AutoAttack  # an extra: not everyone who trains evaluates
 
-    targets = min(TARGETS, classes - 1)
-    with bar, _weights_without_gradients(net), _own_random_state(images.device):
-        if version == "standard":
-            adversary = AutoAttack(_Counted(net, bar), eps=float(epsilon), norm="Linf", seed=seed, device=images.device)
-        else:
-            adversary = AutoAttack(
-                _Counted(net, bar), eps=float(epsilon), norm="Linf", seed=seed, device=images.device,
-                version="custom", attacks=["apgd-ce"],
-            )  # fmt: skip
-            adversary.apgd.n_restarts = 1  # as the standard version sets it; 5 otherwise
+    def __init__(
+        self, net: nn.Module, *, classes: int, epsilon: Fraction, seed: int, device: torch.device, bar: Bar
+    ) -> None:
+        check_available("apgd-ce", classes=classes)
+        from pyautoattack import AutoAttack  # an extra: not everyone who trains evaluates
+
+        self.net, self.epsilon, self.bar = net, epsilon, bar
         # A net with fewer than ten classes has fewer targets than the standard version's nine.
-        adversary.apgd_targeted.n_target_classes = adversary.fab.n_target_classes = targets
-        with _Log(bar, images=len(images), batch_size=batch_size, targets=targets) as log:
-            x_adv, predicted = adversary.run_standard_evaluation(images, labels, batch_size=batch_size)
-    robust = predicted == labels
-    _check_images(images, x_adv, epsilon)
-    _check_predictions(net, x_adv, labels, robust, batch_size)
-    return AutoAttackResult(robust, x_adv, log.stages, log.warnings)
+        self.targets = max(1, min(TARGETS, classes - 1))
+        with _Log():
+            self.library = AutoAttack(Counted(net, bar), eps=float(epsilon), norm="Linf", seed=seed, device=device)
+        self.library.apgd_targeted.n_target_classes = self.library.fab.n_target_classes = self.targets
+
+    def stages(self, version: Version) -> tuple[Stage, ...]:
+        """The clean images, then the attacks of one version on what is left."""
+        names = ("apgd-ce",) if version == "apgd-ce" else STANDARD
+        clean = Stage("clean", 1, lambda x, labels, index: (self._right(to_float(x), labels), []))
+        return (clean, *(self._stage(name) for name in names))
+
+    def _stage(self, name: str) -> Stage:
+        def withstands(x: Tensor, labels: Tensor, index: Tensor) -> tuple[Tensor, list[str]]:
+            _, right, warnings = self.perturb(name, to_float(x), labels)
+            return right, [f"{name}: {warning}" for warning in warnings]
+
+        # Forward passes on one batch, at most: Square stops where nothing is left to fool.
+        passes = {
+            "apgd-ce": ITERATIONS + 2,
+            "apgd-t": self.targets * (ITERATIONS + 2),
+            "fab-t": self.targets * (2 * ITERATIONS + 3),
+            "square": SQUARE_QUERIES + 2,
+        }
+        return Stage(name, passes[name] + CHECKS, withstands)
+
+    def perturb(self, name: str, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, list[str]]:
+        """Attacks one batch with one attack.
+
+        Args:
+            name: out of `STANDARD`.
+            images: float32 [N, C, H, W] in [0, 1].
+            labels: int64 [N].
+
+        Returns:
+            (x_adv float32 [N, C, H, W]: what fooled the net, and the clean image where nothing did; bool [N]: where
+            nothing did; what the library flagged).
+
+        Raises:
+            EvaluationError: an image left the ball or [0, 1], or does not fool the net as the library said.
+        """
+        images = images.contiguous()  # the library reshapes with view
+        self.library.attacks_to_run = [name]
+        with _weights_without_gradients(self.net), _own_random_state(images.device), _Log() as log:
+            x_adv, predicted = self.library.run_standard_evaluation(images, labels, batch_size=len(images))
+        right = predicted == labels
+        _check_images(images, x_adv, self.epsilon)
+        _check_predictions(self.net, x_adv, labels, right)
+        return x_adv, right, log.warnings
+
+    def _right(self, images: Tensor, labels: Tensor) -> Tensor:
+        with torch.no_grad():
+            logits: Tensor = self.library.model(images)
+        if not logits.isfinite().all():
+            raise EvaluationError("the net's logits are not finite: its accuracy means nothing")
+        return logits.argmax(dim=1) == labels
+
+
+def library_version() -> str:
+    """Of pyautoattack."""
+    return importlib.metadata.version("pyautoattack")
 
 
 def check_available(version: Version, *, classes: int) -> None:
@@ -100,8 +131,8 @@ def check_available(version: Version, *, classes: int) -> None:
         raise UsageError(f"attack aa needs at least 4 classes for its targeted losses, the net has {classes}: drop it")
 
 
-class _Counted:
-    """The net, telling a progress bar of every forward pass."""
+class Counted:
+    """A net that tells a progress bar of every forward pass."""
 
     def __init__(self, net: nn.Module, bar: Bar) -> None:
         self.net, self.bar = net, bar
@@ -113,42 +144,22 @@ class _Counted:
 
 
 class _Log(logging.Handler):
-    """Reads the library's log while it runs: which attack, what is left standing, and every warning."""
+    """Keeps the library's warnings, without the numbers that differ from batch to batch; its chatter goes nowhere."""
 
-    def __init__(self, bar: Bar, *, images: int, batch_size: int, targets: int) -> None:
-        super().__init__()
-        self.bar, self.images, self.batch_size = bar, images, batch_size
-        self.label = bar.desc if not bar.disable else ""
-        self.standing = images
-        self.stages: dict[str, float] = {}
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
         self.warnings: list[str] = []
-        # Forward passes on one batch, at most: Square stops where nothing is left to fool.
-        self.passes = {
-            "apgd-ce": ITERATIONS + 2,
-            "apgd-t": targets * (ITERATIONS + 2),
-            "fab-t": targets * (2 * ITERATIONS + 3),
-            "square": SQUARE_QUERIES + 2,
-        }
 
     def emit(self, record: logging.LogRecord) -> None:
-        message = record.getMessage()
-        if record.levelno >= logging.WARNING:
-            if message not in self.warnings:  # zero gradients are flagged batch by batch
-                self.warnings.append(message)
-        elif started := re.fullmatch(r"running (\S+)", message):
-            batches = -(-self.standing // self.batch_size)
-            self.bar.reset(total=batches * self.passes.get(started[1], 0))
-            self.bar.set_description(f"{self.label}: {started[1]}")
-        elif accuracy := re.match(r"(?:initial accuracy|robust accuracy after (\S+)): ([\d.]+)%", message):
-            percent = float(accuracy[2])
-            self.standing = round(percent * self.images / 100)
-            if accuracy[1]:
-                self.stages[accuracy[1].lower()] = percent
+        message = re.sub(r"there are \d+ points", "there are points", record.getMessage())
+        message = re.sub(r" See \S+ for details\.", "", message)
+        if message not in self.warnings:
+            self.warnings.append(message)
 
     def __enter__(self) -> _Log:
         logger = logging.getLogger("auto-attack")
         self.before = (logger.level, logger.propagate)
-        logger.setLevel(logging.DEBUG)
+        logger.setLevel(logging.WARNING)
         logger.propagate = False
         logger.addHandler(self)
         return self
@@ -189,8 +200,8 @@ def _check_images(images: Tensor, x_adv: Tensor, epsilon: Fraction) -> None:
 
 
 @torch.no_grad()
-def _check_predictions(net: nn.Module, x_adv: Tensor, labels: Tensor, robust: Tensor, batch_size: int) -> None:
-    logits = torch.cat([net(part) for part in x_adv.split(batch_size)])
+def _check_predictions(net: nn.Module, x_adv: Tensor, labels: Tensor, robust: Tensor) -> None:
+    logits = net(x_adv)
     if not logits.isfinite().all():
         raise EvaluationError("the net's logits on AutoAttack's images are not finite: its accuracy means nothing")
     disputed = (logits.argmax(dim=1) == labels) != robust

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -18,11 +17,12 @@ from ..loaders import REGISTRY, DataError, DatasetName, prepare
 from . import compare, compare_tables, console, listing, recipes
 from .environment import own_version
 from .errors import Diverged, EvaluationError, Stopped, UsageError
-from .evaluation import ATTACKS, AttackName, evaluate
+from .evaluate_command import run_evaluate
+from .evaluation import evaluate
 from .methods import METHODS, method_options
 from .parsing import parse, recipe_name
 from .recipe import Recipe
-from .run_folder import RunFolder, Which
+from .run_folder import RunFolder
 from .trainer import train
 
 DONE, WRONG_USE, STOPPED, DIVERGED, INTERRUPTED = 0, 2, 75, 76, 130
@@ -88,65 +88,6 @@ def run_train(argv: Sequence[str]) -> int:
             data_root=asked.recipe.data.root,
         )
     console.line(f"done: next, `hardfast evaluate {outcome.folder} --attacks clean pgd-20 aa`")
-    return DONE
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvaluateArguments:
-    """Attacks a trained run at its own epsilon on its data set's test images."""
-
-    run: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="DIR")]
-    """Folder of the run."""
-
-    attacks: tuple[AttackName, ...] = ("clean", "fgsm", "pgd-10", "pgd-20", "cw")
-    """Which attacks. apgd and aa (AutoAttack, standard) take minutes to hours and need pyautoattack."""
-
-    checkpoint: Which = "best"
-    """best on the held-out images (PGD-10; clean for standard training), or last."""
-
-    samples: int | None = None
-    """Only the first so many test images; the number stands beside every accuracy."""
-
-    aa_samples: int | None = None
-    """Only the first so many of these for aa, which is the longest attack."""
-
-    batch_size: int = 250
-    """Images in a forward pass."""
-
-    seed: int = 0
-    """Of every random start."""
-
-    device: str = "auto"
-    """auto, cpu, cuda or cuda:N."""
-
-    data_root: str | None = None
-    """Where the data sets lie now, if not where the run found them."""
-
-    json: str | None = None
-    """Also write the result to this file."""
-
-
-def run_evaluate(argv: Sequence[str]) -> int:
-    """hardfast evaluate DIR [options]"""
-    asked = parse(EvaluateArguments, argv, "hardfast evaluate")
-    report = evaluate(
-        asked.run,
-        attacks=asked.attacks,
-        checkpoint=asked.checkpoint,
-        samples=asked.samples,
-        samples_of={} if asked.aa_samples is None else {"aa": asked.aa_samples},
-        batch_size=asked.batch_size,
-        seed=asked.seed,
-        device=asked.device,
-        data_root=asked.data_root,
-    )
-    done = [(name, report["attacks"][name]) for name in ATTACKS if name in asked.attacks]
-    rows = [[name, f"{found['accuracy']:.2f} %", str(found["samples"])] for name, found in done]
-    console.line()
-    console.line(console.table(["attack", "accuracy", "images"], rows))
-    if asked.json is not None:
-        only = {key: {name: report[key][name] for name, _ in done} for key in ("accuracy", "attacks")}
-        Path(asked.json).write_text(json.dumps(report | only, indent=2) + "\n")
     return DONE
 
 
