@@ -67,7 +67,7 @@ def test_wide_resnet_computes_what_the_paper_says(size: int, training: bool) -> 
 def test_stem_twin_and_compiler_take_it() -> None:
     """Padded, folded and traced as one graph: the logits stay. The stem's BN and each block's second can be merged."""
     torch.manual_seed(2)
-    net = WideResNet(16, 1, num_classes=3)
+    net = WideResNet(16, 2, num_classes=3)
     x = torch.rand(4, 3, 8, 8)
     with torch.no_grad():
         net(3 * x - 1)  # running statistics that are not 0 and 1
