@@ -116,12 +116,14 @@ def _read(path: Path, asked: ForeignOptions, shape: NetShape | None, image_size:
         own_names = tuple(build_model(ModelOptions(name=asked.name), shape, image_size=image_size).state_dict())
     file = read_weight_file(path, own_names=own_names)
     notes = list(file.notes)
-    if asked.name is None:
+    name = asked.name
+    listing: dict[str, Tensor] = {}
+    if name is None:
         name, listing = _recognised(file)
-    else:
-        name, listing = asked.name, None if own_names else _listing(ModelOptions(name=asked.name))
+    elif not own_names:
+        listing = _listing(ModelOptions(name=name))
     options = _options(file, asked, name, notes)
-    if listing is not None:
+    if listing:
         shape = _shape(file, options, listing)
     assert shape is not None
     if asked.name is None:
