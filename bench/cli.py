@@ -18,7 +18,7 @@ from ..engine.execution import ExecutionOptions, Mode, Precision
 from ..engine.models import ModelName
 from ..engine.parsing import parse, recipe_name
 from ..engine.recipe import Recipe
-from ..engine.run_folder import write_whole
+from ..engine.run_folder import Which, write_whole
 from . import machine_code
 from .growth import bench_growth
 from .growth_points import AXES, Axis
@@ -45,10 +45,16 @@ class BenchMethodsArguments:
     """A run of each method for each of these seeds."""
 
     attacks: tuple[AttackName, ...] = ("clean", "pgd-20", "aa")
-    """Attacks on the best checkpoint of each run."""
+    """Attacks on every run."""
+
+    checkpoints: tuple[Which, ...] = ("best",)
+    """Which checkpoints are attacked, a row for each: best on the held-out images, or last."""
+
+    samples: int | None = None
+    """Only the first so many test images; the number stands in the table."""
 
     aa_samples: int | None = None
-    """Only the first so many test images for aa; the number stands in the table."""
+    """Only the first so many test images for aa, which is the longest attack."""
 
     csv: str | None = None
     """Also write the rows to this file."""
@@ -70,12 +76,18 @@ def run_bench_methods(argv: Sequence[str]) -> None:
         methods=asked.methods,
         seeds=asked.seeds,
         attacks=asked.attacks,
-        samples_of={} if asked.aa_samples is None else {"aa": asked.aa_samples},
+        checkpoints=asked.checkpoints,
+        samples_of=_samples_of(asked),
         device=asked.device,
         csv=None if asked.csv is None else Path(asked.csv),
     )
     console.line()
     console.line(table)
+
+
+def _samples_of(asked: BenchMethodsArguments) -> dict[str, int]:
+    common = {} if asked.samples is None else dict.fromkeys(asked.attacks, asked.samples)
+    return common if asked.aa_samples is None else common | {"aa": asked.aa_samples}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,12 +17,13 @@ from ..engine.autoattack import check_available
 from ..engine.compare import mean_and_deviation
 from ..engine.environment import choose_device, describe_environment
 from ..engine.errors import Stopped, UsageError
-from ..engine.evaluation import LIBRARY_ATTACKS, earlier_attacks, evaluate, identity
+from ..engine.evaluation import LIBRARY_ATTACKS, evaluate, identity
+from ..engine.evaluation_files import run_files
 from ..engine.execution import Execution
 from ..engine.methods import FgsmSdiOptions, Position, method_options
 from ..engine.recipe import Recipe
 from ..engine.run import Run
-from ..engine.run_folder import RunFolder
+from ..engine.run_folder import RunFolder, Which
 from ..engine.trainer import train
 from ..loaders import open_dataset
 from .rows import check_places
@@ -33,9 +34,10 @@ ROUNDS, WARMUP = 20, 3
 
 @dataclass(frozen=True, slots=True)
 class MethodRow:
-    """One method's line of the table."""
+    """One method's line of the table, for one of its checkpoints."""
 
     method: str
+    checkpoint: Which
     seeds: int
     accuracy: dict[str, list[float]]  # percent, by attack, one value a seed
     images: dict[str, int]
@@ -49,6 +51,7 @@ def compare_methods(
     methods: Sequence[str],
     seeds: Sequence[int],
     attacks: Sequence[str],
+    checkpoints: Sequence[Which] = ("best",),
     samples_of: Mapping[str, int] | None = None,
     device: str = "auto",
     csv: Path | None = None,
@@ -63,6 +66,7 @@ def compare_methods(
         methods: names; the first is the unit of the step times.
         seeds: one run of each method for each.
         attacks: names out of `evaluation.ATTACKS`.
+        checkpoints: which ones are attacked, a row for each.
         samples_of: for single attacks, how many of the first test images they see.
         device: auto, cpu, cuda or cuda:N.
         csv: where the rows are also written, with device and versions.
@@ -82,12 +86,12 @@ def compare_methods(
     ratios = _step_ratios(variants, choose_device(device)[0])
     rows = []
     for name, recipes_of_seeds in runs.items():
-        found = [
-            _evaluated(one, out / f"{name}-{one.seed}", attacks, samples_of or {}, device) for one in recipes_of_seeds
-        ]
-        accuracy = {attack: [report[attack]["accuracy"] for report in found] for attack in attacks}
-        images = {attack: found[0][attack]["samples"] for attack in attacks}
-        rows.append(MethodRow(name, len(seeds), accuracy, images, ratios[name]))
+        folders = {_trained(one, out / f"{name}-{one.seed}", device): one for one in recipes_of_seeds}
+        for which in checkpoints:
+            found = [_attacked(one, path, which, attacks, samples_of or {}, device) for path, one in folders.items()]
+            accuracy = {attack: [report[attack]["accuracy"] for report in found] for attack in attacks}
+            images = {attack: found[0][attack]["samples"] for attack in attacks}
+            rows.append(MethodRow(name, which, len(seeds), accuracy, images, ratios[name]))
     if csv is not None:
         _write_csv(csv, recipe, rows, describe_environment(choose_device(device)[0]))
     return markdown(rows, base=methods[0])
@@ -97,39 +101,46 @@ def _with_method(recipe: Recipe, name: str) -> Recipe:
     return recipe if name == recipe.method.name else replace(recipe, method=method_options(name))
 
 
-def _evaluated(
-    recipe: Recipe, path: Path, attacks: Sequence[str], samples_of: Mapping[str, int], device: str
-) -> dict[str, dict[str, Any]]:
-    """Trains one run if it is not finished, attacks it with what it was not attacked with, and returns the reports."""
+def _trained(recipe: Recipe, path: Path, device: str) -> Path:
+    """Trains one run if it is not finished."""
     if train(recipe, path, device=device).stopped:
         raise Stopped(f"stopped on request; {path} is saved, the same command goes on")
+    return path
+
+
+def _attacked(
+    recipe: Recipe, path: Path, which: Which, attacks: Sequence[str], samples_of: Mapping[str, int], device: str
+) -> dict[str, dict[str, Any]]:
+    """Attacks one checkpoint with what it was not attacked with, and returns the reports."""
+    folder = RunFolder(path)
     images = len(open_dataset(recipe.data).test)
     wanted = {attack: min(samples_of.get(attack, images), images) for attack in attacks}
-    folder = RunFolder(path)
-    about = identity("best", folder.checkpoint("best"), recipe, seed=0)
-    done = earlier_attacks(folder.evaluation, about)
+    done = run_files(folder, identity(which, folder.checkpoint(which), recipe, seed=0)).known()
     missing = [attack for attack, count in wanted.items() if done.get(attack, {}).get("samples") != count]
     if missing:
         root = recipe.data.root
-        done |= evaluate(path, attacks=missing, samples_of=samples_of, device=device, data_root=root)["attacks"]
+        found = evaluate(path, attacks=missing, checkpoint=which, samples_of=samples_of, device=device, data_root=root)
+        done |= found["attacks"]
     return {attack: done[attack] for attack in attacks}
 
 
 def _step_ratios(variants: dict[str, Recipe], device: torch.device) -> dict[str, Spread]:
-    """Step time of each method over the first one's, of whole cycles of the generator's interval."""
-    cycle = max([r.method.k for r in variants.values() if isinstance(r.method, FgsmSdiOptions)], default=1)
-    calls = {name: _steps(recipe, cycle, device) for name, recipe in variants.items()}
-    console.line(f"timing {cycle} steps of each of {', '.join(variants)}, in turn, {ROUNDS} times")
+    """Step time of each method over the first one's; FGSM-SDI's of a whole cycle of the generator's interval."""
+    counts = {name: r.method.k if isinstance(r.method, FgsmSdiOptions) else 1 for name, r in variants.items()}
+    calls = {name: _steps(recipe, counts[name], device) for name, recipe in variants.items()}
+    console.line(f"timing steps of {', '.join(variants)}, in turn, {ROUNDS} times")
     with Execution(device=device, tf32=True).numerics():
         seconds = interleaved_seconds(calls, repeats=ROUNDS, warmup=WARMUP, device=device)
+    of_one = {name: [value / counts[name] for value in values] for name, values in seconds.items()}
     base = next(iter(variants))
-    return {name: paired_ratio(seconds, name, base) for name in variants}
+    return {name: paired_ratio(of_one, name, base) for name in variants}
 
 
 def _steps(recipe: Recipe, count: int, device: torch.device) -> Callable[[], None]:
     """`count` whole training steps (without the loader) on batches of the recipe's data."""
     run = Run(recipe, open_dataset(recipe.data), device)
     run.prepare()
+    run.method.begin_epoch(0)
     batches = list(islice(run.loader.epoch(0), count))
 
     def call() -> None:
@@ -142,12 +153,19 @@ def _steps(recipe: Recipe, count: int, device: torch.device) -> Callable[[], Non
 def markdown(rows: Sequence[MethodRow], *, base: str) -> str:
     """The table as README shows it: mean and sample deviation over the seeds in percent, and step times as ratios."""
     attacks = list(rows[0].accuracy)
-    header = ["method", *(f"{attack} ({rows[0].images[attack]} images)" for attack in attacks), f"step / {base}"]
+    checkpoints = len({row.checkpoint for row in rows}) > 1
+    header = [
+        "method",
+        *(["checkpoint"] if checkpoints else []),
+        *(f"{attack} ({rows[0].images[attack]} images)" for attack in attacks),
+        f"step / {base}",
+    ]
     lines = ["| " + " | ".join(header) + " |", "|---|" + "---:|" * (len(header) - 1)]
     for row in rows:
         cells = [mean_and_deviation(row.accuracy[attack]) for attack in attacks]
         step = f"{row.step.median:.2f} ({row.step.p20:.2f} to {row.step.p80:.2f})"
-        lines.append("| " + " | ".join([f"`{row.method}`", *cells, step]) + " |")
+        names = [f"`{row.method}`", *([row.checkpoint] if checkpoints else [])]
+        lines.append("| " + " | ".join([*names, *cells, step]) + " |")
     return "\n".join(lines)
 
 
@@ -164,7 +182,7 @@ def _write_csv(path: Path, recipe: Recipe, rows: Sequence[MethodRow], environmen
     with path.open("w", newline="") as file:
         writer = None
         for row in rows:
-            line = {"method": row.method, "seeds": row.seeds}
+            line = {"method": row.method, "checkpoint": row.checkpoint, "seeds": row.seeds}
             for attack, values in row.accuracy.items():
                 line[f"{attack}_mean"] = round(statistics.mean(values), 3)
                 line[f"{attack}_deviation"] = round(statistics.stdev(values), 3) if len(values) > 1 else ""

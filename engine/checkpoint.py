@@ -122,8 +122,8 @@ class CheckpointStore:
                 shutil.rmtree(path)
 
 
-def load_strictly(net: nn.Module, tensors: Tensors, source: Path) -> None:
-    """Copies tensors into a net whose names, shapes and dtypes must be exactly theirs.
+def load_strictly(net: nn.Module, tensors: Tensors, source: Path, *, kind: str = "the net of config.json") -> None:
+    """Copies tensors into a net whose names, shapes and dtypes must be exactly theirs; `kind` names it in messages.
 
     Raises:
         CheckpointError: naming the first tensor that is missing, unknown, or of another shape or dtype.
@@ -131,18 +131,16 @@ def load_strictly(net: nn.Module, tensors: Tensors, source: Path) -> None:
     wanted = net.state_dict()
     for name, tensor in wanted.items():
         if name not in tensors:
-            raise CheckpointError(
-                f"{source} has no tensor '{name}': it is damaged or of another net than config.json's"
-            )
+            raise CheckpointError(f"{source} has no tensor '{name}': it is damaged, or of another net than {kind}")
         found = tensors[name]
         if found.shape != tensor.shape or found.dtype != tensor.dtype:
             raise CheckpointError(
-                f"{source}: '{name}' is {found.dtype} {tuple(found.shape)}, the net of config.json has "
-                f"{tensor.dtype} {tuple(tensor.shape)}"
+                f"{source}: '{name}' is {found.dtype} {tuple(found.shape)}, {kind} has {tensor.dtype} "
+                f"{tuple(tensor.shape)}: it is of another net"
             )
     unknown = next((name for name in tensors if name not in wanted), None)
     if unknown is not None:
-        raise CheckpointError(f"{source} has a tensor '{unknown}' that the net of config.json has not")
+        raise CheckpointError(f"{source} has a tensor '{unknown}' that {kind} has not: it is of another net")
     net.load_state_dict(tensors, strict=True)
 
 

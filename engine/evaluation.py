@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..kernels import to_float
-from ..loaders import Split, open_dataset
+from ..loaders import Split, open_dataset, resized
 from . import autoattack, console
 from .attack_flags import contradictions, square_stands_out
 from .attack_stages import ATTACKS, LIBRARY_ATTACKS, AttackName, AttackPlan
@@ -286,6 +286,8 @@ def evaluate(
     target, why = choose_device(device)
     test = open_dataset(recipe.data.at(data_root)).test
     part = first_images(test, samples)
+    if recipe.test_size is not None:
+        part = resized(part, recipe.test_size)
     images = images_of({"samples": len(part), "test_images": len(test)})
     console.line(
         f"{folder.path}: checkpoint {checkpoint} (epoch {found.record.at.epoch}), epsilon {recipe.epsilon}, "

@@ -13,7 +13,13 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.nn.modules.conv import _ConvNd
+
+from .models import PaddedConv2d
+
+# A subclass may do more than these, such as timm's BatchNorm that holds an activation.
+FOLDABLE_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+FOLDABLE_CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, PaddedConv2d)
 
 
 class FrozenTwin:
@@ -118,12 +124,11 @@ def _pairs(net: nn.Module, graph: fx.Graph) -> Iterator[tuple[str, str]]:
     modules = dict(net.named_modules())
     called = [node.target for node in graph.nodes if node.op == "call_module"]
     for node in graph.nodes:
-        if node.op != "call_module" or not isinstance(modules[node.target], _BatchNorm):
+        if node.op != "call_module" or type(modules[node.target]) not in FOLDABLE_NORMS:
             continue
         source, norm = next(iter(node.all_input_nodes)), modules[node.target]
         if source.op != "call_module" or len(source.users) != 1 or norm.running_mean is None:
             continue
-        conv = modules[source.target]
         once = called.count(source.target) == 1 and called.count(node.target) == 1
-        if once and isinstance(conv, _ConvNd) and not isinstance(conv, _ConvTransposeNd):
+        if once and type(modules[source.target]) in FOLDABLE_CONVS:
             yield str(source.target), str(node.target)

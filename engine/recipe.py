@@ -167,6 +167,11 @@ class Recipe:
         return next((stage for stage in reversed(self.stages) if stage.epoch <= epoch), None)
 
     @property
+    def test_size(self) -> int | None:
+        """Pixels on a side at which the test images are evaluated: the last stage's; None for their own size."""
+        return self.stages[-1].image_size if self.stages else None
+
+    @property
     def attack_mode(self) -> AttackBN:
         """`attack_bn` with "auto" decided."""
         return self.method.paper_attack_bn if self.attack_bn == "auto" else self.attack_bn

@@ -64,15 +64,16 @@ class Run:
         if execution is None:
             execution = choose_execution(recipe.execution, device, uncapturable=why_uncapturable(recipe))
         self.execution = execution
-        net = seeded_initialisation(partial(build_model, recipe.model, self.shape), recipe.seed)
+        self.at = Counters(epoch=0, step=0, total=0, step_seconds=0.0, wall_seconds=0.0)
+        self.stage = recipe.stage_of(0)
+        build = partial(build_model, recipe.model, self.shape, image_size=self._image_shape()[1:])
+        net = seeded_initialisation(build, recipe.seed)
         self.net = placed(net, execution, channels=self.shape.in_channels, tile=4).train()
         self.classifier = Classifier(
             self.net, attack_bn=recipe.attack_mode, label_smoothing=recipe.label_smoothing, execution=execution
         )
         self.average = None if recipe.weight_average is None else WeightAverage(self.net, recipe.weight_average)
         self.epsilon = parse_pixels(recipe.epsilon, "epsilon")
-        self.at = Counters(epoch=0, step=0, total=0, step_seconds=0.0, wall_seconds=0.0)
-        self.stage = recipe.stage_of(0)
         self.loader: Loader = self._make_loader()
         self.method = recipe.method.build(
             Setting(
@@ -212,7 +213,7 @@ class Run:
         twin = self.classifier.twin
         if self.recipe.attack_mode == "eval":
             norms = sum(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in self.net.modules())
-            why = f": {twin.unfolded}" if twin.unfolded else ", the others do not follow a convolution directly"
+            why = f": {twin.unfolded}" if twin.unfolded else ", the others do not follow one of torch's own directly"
             if len(twin.folded) < norms:
                 lines.append(f"attack-bn eval: {len(twin.folded)} of {norms} BatchNorms merged into convolutions{why}")
         if self.execution.compile and self.method.uncompiled is not None:

@@ -195,7 +195,8 @@ def load_model(run: Path | str, *, checkpoint: Which = "best", device: torch.dev
 def restored_model(recipe: Recipe, checkpoint: Checkpoint) -> nn.Module:
     """The classifier of one verified checkpoint, on the CPU, in eval mode."""
     net = channels_last(build_model(recipe.model, checkpoint.record.net))
-    load_strictly(net, checkpoint.model(), checkpoint.path / MODEL)
+    kind = f"the {recipe.model.name} of config.json"
+    load_strictly(net, checkpoint.model(), checkpoint.path / MODEL, kind=kind)
     return net.eval()
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from ..loaders import open_dataset
-from . import console
+from . import console, paper
 from .environment import choose_device, describe_environment, wait_for
 from .errors import CheckpointError, Diverged, EvaluationError, UsageError
 from .evaluation import evaluate_net
@@ -131,6 +131,7 @@ def end_epoch(run: Run, folder: RunFolder, began: float) -> None:
             attacks=("clean", "pgd-10"),
             step=recipe.parsed_attack_step(),
             seed=recipe.seed,
+            thorough=False,
             quiet=True,
         ).accuracy
     except (UsageError, EvaluationError):  # its last update made the weights infinite
@@ -180,6 +181,9 @@ def _announce(run: Run, why: str) -> None:
         f"({len(data.train):,} train, {len(data.heldout):,} held-out, {len(data.test):,} test images of "
         f"{height}x{width}, from {data.source})"
     )
+    reported = paper.beside(recipe)
+    if reported is not None:
+        console.line(reported)
     console.line(f"device {run.device} ({why}), {run.execution.describe()}, {torch.get_num_threads()} CPU threads")
     for line in run.slower_paths():
         console.line(line)

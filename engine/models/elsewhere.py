@@ -12,21 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.conv import _ConvNd
+from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from ..errors import UsageError
 from .normalized import NormalizedNet
 from .options import TIMM, NetShape
-from .stem import PaddedConv2d
 
 PROBED_SIDES = (32, 64, 224)  # pixels, where nobody says how large the images are
-FOLDABLE = (
-    *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm),
-    *(nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, PaddedConv2d),
-)
 
 
 class NetFromElsewhere(NormalizedNet):
@@ -41,22 +34,9 @@ class NetFromElsewhere(NormalizedNet):
         super().__init__(mean, std)
         self.net = net
 
-    def logits(self, x: Tensor | fx.Proxy) -> Tensor:
-        if isinstance(x, fx.Proxy):
-            self._refuse_to_be_folded()
+    def logits(self, x: Tensor) -> Tensor:
         out: Tensor = self.net(x)
         return out
-
-    def _refuse_to_be_folded(self) -> None:
-        """Whoever traces the net looks for BNs to merge into convolutions; a subclass may do more than these do.
-
-        timm's BatchNormAct2d holds the activation, for one, and would be merged away with it; its StdConv2d
-        standardises its weights.
-        """
-        for name, module in self.net.named_modules():
-            if isinstance(module, _BatchNorm | _ConvNd) and type(module) not in FOLDABLE:
-                plain = "BatchNorm" if isinstance(module, _BatchNorm) else "convolution"
-                raise TypeError(f"{name} is a {type(module).__name__}, which may do more than a {plain}")
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         return self.net.state_dict(*args, **kwargs)
