@@ -26,16 +26,22 @@ ATTACKS = ("clean", "pgd-10")
 
 
 @pytest.fixture(scope="module")
-def trained(quick_recipe: Recipe, quick_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def recipe(quick_recipe: Recipe) -> Recipe:
+    """Two epochs, which is enough to have something to compare."""
+    return replace(quick_recipe, epochs=2)
+
+
+@pytest.fixture(scope="module")
+def trained(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of three runs: FGSM-SDI from two seeds and FGSM-RS from one, all evaluated."""
     folder = tmp_path_factory.mktemp("compared")
-    shutil.copytree(quick_run, folder / "sdi-0")
-    train(replace(quick_recipe, seed=1), folder / "sdi-1")
-    train(replace(quick_recipe, method=FgsmRsOptions()), folder / "rs-0")
-    for run in folder.iterdir():
-        (run / "evaluation.json").unlink(missing_ok=True)  # of other tests
-        (run / "evaluations.jsonl").unlink(missing_ok=True)
-        evaluate(run, attacks=ATTACKS)
+    for name, one in (
+        ("sdi-0", recipe),
+        ("sdi-1", replace(recipe, seed=1)),
+        ("rs-0", replace(recipe, method=FgsmRsOptions())),
+    ):
+        train(one, folder / name)
+        evaluate(folder / name, attacks=ATTACKS)
     return folder
 
 
@@ -77,7 +83,7 @@ def test_runs_that_differ_in_the_seed_are_one_row(trained: Path) -> None:
     assert [run.path.name for run in sdi.runs] == ["sdi-0", "sdi-1"]
     assert [run.path.name for run in rs.runs] == ["rs-0"]
     assert sdi.method == "fgsm-sdi (k 5, generator-width 16)"
-    assert sdi.recipe_words == "digits (epsilon 24/255, epochs 4, crop-padding 0, data.image-size 8)"
+    assert sdi.recipe_words == "digits (epsilon 24/255, epochs 2, crop-padding 0, data.image-size 8)"
     for attack in ATTACKS:
         each = [report(trained / f"sdi-{seed}")[attack] for seed in (0, 1)]
         assert sdi.accuracies(attack) == each
@@ -98,20 +104,20 @@ def test_times_are_those_of_the_log(trained: Path) -> None:
 @pytest.mark.parametrize(
     "changes",
     [
-        {"epochs": 3, "about": "shorter"},
+        {"crop_padding": 1, "about": "cropped"},
         {"label_smoothing": 0.1},
         {"box": False},
         {"weight_average": 0.9},
     ],
 )
-def test_another_recipe_is_another_row(changes: dict[str, Any], runs: Path, quick_recipe: Recipe) -> None:
-    change_recipe(runs / "sdi-1", replace(quick_recipe, seed=1, **changes))
+def test_another_recipe_is_another_row(changes: dict[str, Any], runs: Path, recipe: Recipe) -> None:
+    change_recipe(runs / "sdi-1", replace(recipe, seed=1, **changes))
     assert [len(row.runs) for row in rows(runs)] == [1, 1, 1]
 
 
-def test_where_the_data_lie_and_what_a_recipe_is_called_makes_no_other_row(runs: Path, quick_recipe: Recipe) -> None:
-    data = replace(quick_recipe.data, root="/elsewhere")
-    change_recipe(runs / "sdi-1", replace(quick_recipe, seed=1, name="mine", about="as digits", data=data))
+def test_where_the_data_lie_and_what_a_recipe_is_called_makes_no_other_row(runs: Path, recipe: Recipe) -> None:
+    data = replace(recipe.data, root="/elsewhere")
+    change_recipe(runs / "sdi-1", replace(recipe, seed=1, name="mine", about="as digits", data=data))
     assert [len(row.runs) for row in rows(runs)] == [1, 2]
 
 
@@ -138,13 +144,13 @@ def test_missing_and_unlike_seeds_are_said(runs: Path) -> None:
     assert "1: seed 0 stands there more than once" in said
 
 
-def test_other_conditions_are_other_tables(runs: Path, quick_recipe: Recipe) -> None:
+def test_other_conditions_are_other_tables(runs: Path, recipe: Recipe) -> None:
     evaluate(runs / "rs-0", attacks=("clean",), checkpoint="last")
     found = rows(runs)
     assert [row.conditions.checkpoint for row in found] == ["best", "best", "last"]
     said = terminal(found, [])
     assert "2 tables that differ in checkpoint: not comparable with one another" in said
-    change_recipe(runs / "sdi-1", replace(quick_recipe, seed=1, attack_step="2/255"))
+    change_recipe(runs / "sdi-1", replace(recipe, seed=1, attack_step="2/255"))
     assert "3 tables that differ in attack step, checkpoint" in terminal(rows(runs), [])
 
 
@@ -167,10 +173,10 @@ def unready(path: Path) -> str:
     return found.missing
 
 
-def test_what_is_missing_is_named(runs: Path, quick_recipe: Recipe) -> None:
+def test_what_is_missing_is_named(runs: Path, recipe: Recipe) -> None:
     log = runs / "sdi-0" / "log.jsonl"
-    log.write_text("".join(f"{line}\n" for line in log.read_text().splitlines()[:2]) + '{"epoch": 3, "st')
-    assert "trained for 2 of 4 epochs" in unready(runs / "sdi-0")
+    log.write_text("".join(f"{line}\n" for line in log.read_text().splitlines()[:1]) + '{"epoch": 2, "st')
+    assert "trained for 1 of 2 epochs" in unready(runs / "sdi-0")
     (runs / "sdi-1" / "evaluations.jsonl").unlink()
     assert unready(runs / "sdi-1") == f"not evaluated: `hardfast evaluate {runs / 'sdi-1'}`"
     evaluations = runs / "rs-0" / "evaluations.jsonl"
@@ -206,9 +212,9 @@ def paper_run(folder: Path, recipe: Recipe, accuracy: dict[str, float]) -> None:
 
 
 def test_the_papers_row_stands_under_its_recipe(tmp_path: Path) -> None:
-    recipe = recipes.get("table5-fgsm-rs")
-    paper_run(tmp_path / "0", recipe, {"clean": 75.0, "pgd-50": 40.0, "aa": 38.07})
-    paper_run(tmp_path / "1", replace(recipe, seed=1), {"clean": 77.0, "pgd-50": 40.0, "aa": 38.07})
+    preset = recipes.get("table5-fgsm-rs")
+    paper_run(tmp_path / "0", preset, {"clean": 75.0, "pgd-50": 40.0, "aa": 38.07})
+    paper_run(tmp_path / "1", replace(preset, seed=1), {"clean": 77.0, "pgd-50": 40.0, "aa": 38.07})
     best, last = rows(tmp_path)
     lines = terminal([best], []).splitlines()
     ours = next(i for i, line in enumerate(lines) if line.startswith("1 fgsm-rs"))
@@ -217,7 +223,7 @@ def test_the_papers_row_stands_under_its_recipe(tmp_path: Path) -> None:
     assert lines[ours + 2].split()[-3:] == ["+2.2", "-1.3", "+1.0"]
     assert last.figures["aa"] == 0
     assert last.figures["clean"] == 83.82
-    paper_run(tmp_path / "changed", replace(recipe, box=False), {"clean": 75.0})
+    paper_run(tmp_path / "changed", replace(preset, box=False), {"clean": 75.0})
     *_, changed_best, changed_last = sorted(rows(tmp_path), key=lambda row: row.recipe_words)
     assert (changed_best.recipe_words, changed_best.figures, changed_last.figures) == (
         "table5-fgsm-rs (box False)",
