@@ -24,6 +24,8 @@ from .parsing import parse, recipe_name
 from .recipe import Recipe
 from .run_folder import RunFolder
 from .trainer import train
+from .weight_file import is_weight_file
+from .weights_command import run_evaluate_weights
 
 DONE, WRONG_USE, STOPPED, DIVERGED, INTERRUPTED = 0, 2, 75, 76, 130
 SHORT_EVALUATION_SAMPLES = 1000
@@ -35,6 +37,7 @@ hardfast: adversarially robust image classifiers, fast
   hardfast recipes [NAME]                   the presets like the paper's tables; all about one of them
   hardfast train RECIPE --out DIR           trains; the same command resumes; ends with a short evaluation
   hardfast evaluate DIR                     attacks a trained run: table, and DIR/evaluation.json
+  hardfast evaluate FILE --data.name NAME   the same for weights from elsewhere, with --epsilon 8/255
   hardfast compare RUN...                   runs side by side, over their seeds, with the paper's rows
   hardfast data list | prepare NAME         the data sets; fetches one and checks it
   hardfast profile RECIPE                   where the time of a training step goes, phase by phase
@@ -89,6 +92,12 @@ def run_train(argv: Sequence[str]) -> int:
         )
     console.line(f"done: next, `hardfast evaluate {outcome.folder} --attacks clean pgd-20 aa`")
     return DONE
+
+
+def run_evaluate_either(argv: Sequence[str]) -> int:
+    """hardfast evaluate DIR | FILE [options]"""
+    of_weights = bool(argv) and is_weight_file(Path(argv[0]))
+    return run_evaluate_weights(argv) if of_weights else run_evaluate(argv)
 
 
 def run_recipes(argv: Sequence[str]) -> int:
@@ -261,7 +270,7 @@ def _no_options(command: str, argv: Sequence[str]) -> None:
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "recipes": run_recipes,
     "train": run_train,
-    "evaluate": run_evaluate,
+    "evaluate": run_evaluate_either,
     "compare": run_compare,
     "data": run_data,
     "profile": run_profile,

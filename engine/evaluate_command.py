@@ -21,7 +21,11 @@ from .run_folder import RunFolder, Which
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateArguments:
-    """Attacks a trained run at its own epsilon on its data set's test images. Killed, the same command goes on."""
+    """Attacks a trained run at its own epsilon on its data set's test images. Killed, the same command goes on.
+
+    Weights from elsewhere are attacked by `hardfast evaluate FILE`, which has options of its own: see
+    `hardfast evaluate weights.pt --help`.
+    """
 
     run: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="DIR")]
     """Folder of the run."""
@@ -74,9 +78,9 @@ def run_evaluate(argv: Sequence[str]) -> int:
     for which in reversed(asked.checkpoint):  # the first named comes last, and stays in evaluation.json
         report = _evaluated(asked, attacks, which) if attacks else _stored(asked, which)
         reports.insert(0, {"checkpoint": which} | report)
-    shown = [_only(report, attacks) if attacks else report for report in reports]
+    shown = [of_attacks(report, attacks) if attacks else report for report in reports]
     console.line()
-    console.line(_table(shown))
+    console.line(result_table(shown))
     if asked.json is not None:
         Path(asked.json).write_text(json.dumps(shown[0] if len(shown) == 1 else shown, indent=2) + "\n")
     if asked.claim is not None:
@@ -116,13 +120,13 @@ def _check_claim(asked: EvaluateArguments, place: Path, attacks: Sequence[str]) 
     check_attacks(attacks, _stored(asked, which)["attacks"], whole, which)
 
 
-def _only(report: Mapping[str, Any], attacks: Sequence[str]) -> dict[str, Any]:
+def of_attacks(report: Mapping[str, Any], attacks: Sequence[str]) -> dict[str, Any]:
     """The report with those attacks that were asked for."""
     names = [name for name in ATTACKS if name in attacks]
     return {**report, **{key: {name: report[key][name] for name in names} for key in ("accuracy", "attacks")}}
 
 
-def _table(reports: Sequence[Mapping[str, Any]]) -> str:
+def result_table(reports: Sequence[Mapping[str, Any]]) -> str:
     """A line for each attack on each checkpoint, with the images it saw; what is doubtful stands below."""
     rows, doubts = [], []
     for report in reports:

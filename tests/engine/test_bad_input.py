@@ -1,0 +1,152 @@
+"""Wrong use of methods, models, threats and checkpoints: exit code 2, one line that names the field and the fix, and
+nothing left behind. The command line runs as a user types it; `test_cli.py` has the other options, `test_foreign.py`
+and `test_weights_command.py` the weight files."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from hardfast.engine.run_folder import RunFolder
+
+from .conftest import EPSILON
+
+pytest.importorskip("tyro")
+from hardfast.engine import cli
+
+DIGITS = ["train", "digits", "--out", "{out}"]
+GROWING = ["train", "imagenet-fast-eps4", "--out", "{out}"]
+
+
+def refused(capsys: pytest.CaptureFixture[str], words: list[str]) -> str:
+    """The one line on stderr of a command that must exit with 2."""
+    capsys.readouterr()
+    assert cli.run(words) == 2
+    said = capsys.readouterr()
+    assert said.err.count("\n") == 1
+    assert said.err.startswith("hardfast: ")
+    return said.err
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        # A method that does not fit the run, or another method's option.
+        (["--method", "pgdat"], ["method 'pgdat'", "choose one of", "pgd-at"]),
+        (["--method", "free-at", "--attack-bn", "eval"], ["attack-bn eval", "free-at", "use auto"]),
+        (["--method", "fgsm-rs", "--method.k", "20"], ["no option '--method.k'"]),
+        (["--method", "pgd2-at", "--method.replays", "3"], ["no option '--method.replays'"]),
+        # Counts of nothing.
+        (["--method.k", "0"], ["method.k must be at least 1, not 0"]),
+        (["--method.k", "-3"], ["method.k must be at least 1, not -3"]),
+        (["--method", "free-at", "--method.replays", "0"], ["method.replays must be at least 1, not 0"]),
+        (["--method", "free-at", "--method.replays", "0.5"], ["--method.replays", "0.5"]),
+        (["--method", "fgsm-ckpt", "--method.checkpoints", "0"], ["method.checkpoints must be at least 1, not 0"]),
+        (["--method", "pgd-at", "--method.steps", "0"], ["method.steps must be at least 1, not 0"]),
+        (["--method", "fgsm-mep", "--method.reset-every", "0"], ["method.reset-every must be at least 1, not 0"]),
+        # Method options out of their range.
+        (["--method", "n-fgsm", "--method.noise", "-1"], ["method.noise", "from 0 on, not -1"]),
+        (["--method", "n-fgsm", "--method.noise", "100"], ["n-fgsm", "lower method.noise", "epsilon"]),
+        (["--method", "fgsm-2step", "--method.first", "0"], ["method.first", "positive", "not 0"]),
+        (["--method", "fgsm-ga", "--method.weight", "-1"], ["method.weight", "from 0 on, not -1"]),
+        (["--method", "fgsm-ga", "--method.through", "neither"], ["--method.through", "noisy", "both"]),
+        (["--method", "fgsm-mep", "--method.momentum", "1"], ["method.momentum", "[0, 1)", "not 1"]),
+        # Radii and steps above 1, or in another unit.
+        *[(["--epsilon", text], [f"epsilon {text}", "write it like 8/255"]) for text in ("300/255", "256/255")],
+        *[
+            (["--epsilon", text], [f"epsilon '{text}'", "over 255", "write it like 8/255"])
+            for text in ("8", "0.03", "8/256", "-8/255", "inf/255", "8/255px")
+        ],
+        (["--attack-step", "0.01"], ["attack-step '0.01'", "write it like 8/255"]),
+        (["--method.alpha", "1.25"], ["method.alpha '1.25'", "write it like 8/255"]),
+        (["--method", "fgsm-rs", "--method.alpha", "400/255"], ["method.alpha 400/255", "write it like 8/255"]),
+        # Averages of nothing, and of the present alone.
+        *[(["--weight-average", text], ["weight-average", "between 0 and 1"]) for text in ("0", "1", "1.5", "nan")],
+        # Models that there are not.
+        (["--model.name", "resnet19"], ["model.name 'resnet19'", "resnet18", "timm:NAME", "package.module:factory"]),
+        (["--model.name", "timm:"], ["model.name 'timm:'", "timm:NAME"]),
+        (["--model.name", "../net"], ["model.name '../net'", "package.module:factory"]),
+        (["--model.name", "no.such.module:net"], ["model.name", "there is no module no", "PYTHONPATH"]),
+        (["--model.name", "math:nothing"], ["model.name 'math:nothing'", "there is no 'nothing'"]),
+        (["--model.name", "math:pi"], ["model.name 'math:pi'", "must be a function or a class"]),
+        (["--model.name", "math:sqrt"], ["model.name 'math:sqrt'", "callable with num_classes and in_channels"]),
+        (["--model.name", "resnet18", "--model.no-final-bn"], ["model.final-bn", "preact_resnet18 only"]),
+        (["--model.name", "resnet18", "--model.shortcut", "input"], ["model.shortcut", "preact_resnet18 only"]),
+        (["--model.mean", "0.5"], ["model.mean has 1 values", "3 channels"]),
+        # A data set whose images there is no loader for.
+        (["--data.name", "imagenet"], ["data.name imagenet", "--data.name synthetic"]),
+    ],
+)
+def test_wrong_training(words: list[str], parts: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    said = refused(capsys, [word.format(out=tmp_path / "run") for word in DIGITS] + words)
+    for part in parts:
+        assert part in said
+    assert not list(tmp_path.iterdir()), "something was left behind"
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        (["--stages.0.epoch", "3"], ["stages begin at epochs [3, 6, 12]", "the first must begin at 0"]),
+        (["--stages.1.epoch", "13"], ["stages begin at epochs [0, 13, 12]", "one after the other"]),
+        (["--stages.2.epoch", "15"], ["stages begin at epochs [0, 6, 15]", "before --epochs 15"]),
+        (["--epochs", "10"], ["stages begin at epochs [0, 6, 12]", "before --epochs 10"]),
+        (["--stages.1.image-size", "0"], ["stages.image-size must be at least 1, not 0"]),
+        (["--stages.1.batch-size", "1"], ["stages.batch-size must be at least 2, not 1"]),
+        (["--method", "fgsm-mep"], ["fgsm-mep stores a perturbation", "does not fit stages"]),
+    ],
+)
+def test_wrong_stages(words: list[str], parts: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    said = refused(capsys, [word.format(out=tmp_path / "run") for word in GROWING] + words)
+    for part in parts:
+        assert part in said
+    assert not list(tmp_path.iterdir()), "something was left behind"
+
+
+@pytest.mark.parametrize("name", ["timm:resnet_of_nobody", "timm:resnet18x"])
+def test_a_net_that_timm_has_not(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("timm")
+    said = refused(capsys, [word.format(out=tmp_path / "run") for word in DIGITS] + ["--model.name", name])
+    assert f"model.name '{name}'" in said
+    assert "has no net of that name; " in said
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("command", ["evaluate", "train"])
+def test_a_checkpoint_of_another_architecture(
+    command: str, quick_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run folder whose config.json names another net than its checkpoints hold."""
+    run = Path(shutil.copytree(quick_run, tmp_path / "run"))
+    text = (run / "config.json").read_text()
+    assert '"resnet8"' in text
+    (run / "config.json").write_text(text.replace('"resnet8"', '"resnet18"'))
+    words = ["evaluate", str(run)]
+    if command == "train":
+        small = ["--epochs", "4", "--epsilon", EPSILON, "--crop-padding", "0", "--data.image-size", "8"]
+        words = ["train", "digits", "--out", str(run), *small, "--model.name", "resnet18"]
+    said = refused(capsys, words)
+    for part in (str(run / "checkpoints"), "'conv1.weight'", "(16, 3, 3, 3)", "(64, 3, 3, 3)", "config.json"):
+        assert part in said
+
+
+def test_a_run_of_another_architecture(quick_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Resuming with another --model.name: the run is named by its first difference, and stays as it was."""
+    small = ["--epochs", "4", "--epsilon", EPSILON, "--crop-padding", "0", "--data.image-size", "8"]
+    said = refused(capsys, ["train", "digits", "--out", str(quick_run), *small, "--model.name", "resnet18"])
+    assert "model.name is resnet8, yours resnet18" in said
+    assert "choose another --out" in said
+    assert RunFolder(quick_run).recipe().model.name == "resnet8"
+
+
+def test_a_weight_file_of_another_architecture(
+    quick_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.save(RunFolder(quick_run).checkpoint("best").model(), tmp_path / "w.pt")
+    words = ["evaluate", str(tmp_path / "w.pt"), "--data.name", "digits", "--epsilon", "8/255"]
+    said = refused(capsys, [*words, "--model.name", "preact_resnet18"])
+    for part in (str(tmp_path / "w.pt"), "'conv1.weight'", "preact_resnet18", "--model.name"):
+        assert part in said
