@@ -70,8 +70,8 @@ class Progress:
             "stage": self.stage,
             "done": self.done,
             "seconds": self.seconds,
-            "accuracy": self.accuracy,
-            "warnings": self.warnings,
+            "accuracy": dict(self.accuracy),
+            "warnings": list(self.warnings),
         }
 
     @classmethod
@@ -100,6 +100,8 @@ def run_stages(
         bar: begun anew for each stage; the net tells it of its passes.
         save: told of the progress after each batch.
     """
+    if progress.stage >= len(stages):
+        return
     label = bar.desc if not bar.disable else ""
     before, began = progress.seconds, time.perf_counter()
     while progress.stage < len(stages):
