@@ -50,6 +50,7 @@ class Measured:
 
     accuracy: float  # percent
     images: int
+    warnings: tuple[str, ...] = ()  # why the accuracy is doubtful
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -123,6 +124,10 @@ class Row:
         """Percent, seed by seed; empty where no run met the attack."""
         return [one.accuracy for one in self.attacks.get(attack, ())]
 
+    def warnings(self, attack: str) -> list[str]:
+        """Why the evaluation found an attack's accuracies doubtful, without repetitions."""
+        return list(dict.fromkeys(text for one in self.attacks.get(attack, ()) for text in one.warnings))
+
     def images(self, attack: str) -> list[int]:
         """The numbers of images that the runs were attacked on, without repetitions."""
         return sorted({one.images for one in self.attacks.get(attack, ())})
@@ -180,7 +185,8 @@ def _read(path: Path) -> FinishedRun | Unready:
             attack_step=recipe.attack_step,
             checkpoint=one["checkpoint"],
         )
-        measured = Measured(accuracy=one["accuracy"], images=one["samples"])
+        warnings = tuple(one.get("warnings", ()))
+        measured = Measured(accuracy=one["accuracy"], images=one["samples"], warnings=warnings)
         results.setdefault(conditions, {})[one["attack"]] = measured
     if not results:
         why = "evaluated before it was finished" if evaluated else "not evaluated"

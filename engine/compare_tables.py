@@ -169,6 +169,7 @@ def _row_notes(row: Row) -> list[str]:
         if runs < len(row.runs):
             about.setdefault(f"measured for {runs} of {len(row.runs)} seeds only", []).append(attack)
     found = [f"{', '.join(names)} {note}" for note, names in about.items()]
+    found += [f"{attack} is doubtful: {warning}" for attack in row.attacks for warning in row.warnings(attack)]
     repeated = [seed for seed, count in Counter(run.recipe.seed for run in row.runs).items() if count > 1]
     if repeated:
         seeds = " and ".join(map(str, repeated))

@@ -143,7 +143,7 @@ def description(recipe: Recipe) -> str:
     row = paper.row_of(recipe.name)
     if row is not None:
         parts += ["", f"The paper, Table {row.table} ({row.method}):", _paper_table(row)]
-    return "\n".join([*parts, "", "Commands:", *(f"  {line}" for line in _commands(recipe, row))])
+    return "\n".join([*parts, "", "Commands:", *_commands(recipe, row)])
 
 
 def _flag(name: str, value: Any) -> tuple[str, str]:
@@ -172,9 +172,9 @@ def _commands(recipe: Recipe, row: paper.Row | None) -> list[str]:
     out = f"runs/{recipe.name}-0"
     attacks = ["clean", "pgd-10", "pgd-50", "aa"] if row is None else [name for name in ATTACKS if name in row.headline]
     evaluate = f"hardfast evaluate {out} --attacks {' '.join(attacks)}"
-    last = [f"{evaluate} --checkpoint last"] if row is not None and "last" in row.figures else []
+    evaluate += " --checkpoint best last" if row is not None and "last" in row.figures else ""
     train = f"hardfast train {recipe.name} --out {out} --seed 0"
-    return [*_data_commands(recipe, train), evaluate, *last, f"hardfast compare runs/{recipe.name}-*"]
+    return [*_data_commands(recipe, train), evaluate, f"hardfast compare runs/{recipe.name}-*"]
 
 
 def _data_commands(recipe: Recipe, train: str) -> list[str]:

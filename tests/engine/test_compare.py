@@ -144,6 +144,11 @@ def test_missing_and_unlike_seeds_are_said(runs: Path) -> None:
     assert "1: seed 0 stands there more than once" in said
 
 
+def test_doubts_of_the_evaluation_are_passed_on(runs: Path) -> None:
+    add_evaluation(runs / "sdi-1", attack="pgd-20", accuracy=99.0, warnings=["pgd-20 fools fewer images than pgd-10"])
+    assert "2: pgd-20 is doubtful: pgd-20 fools fewer images than pgd-10" in terminal(rows(runs), [])
+
+
 def test_other_conditions_are_other_tables(runs: Path, recipe: Recipe) -> None:
     evaluate(runs / "rs-0", attacks=("clean",), checkpoint="last")
     found = rows(runs)
