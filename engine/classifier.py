@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from .execution import Execution
 from .frozen import FrozenTwin
@@ -94,14 +95,20 @@ class Classifier:
         """Logits [N, K] at x in the attack's mode, with a graph that leads to x and to the weights; one unit.
 
         For losses that a method differentiates in both, or twice. Never compiled: a compiled pass fixes its backward
-        when it is traced, and has none of its own.
+        when it is traced, and that cannot be differentiated again.
         """
+        # The graph keeps the buffers that BatchNorm reads, and the pass at x_adv would move the net's own before the
+        # graph is gone: so it is given copies.
+        buffers = {name: buffer.clone() for name, buffer in self.net.named_buffers()}
         self.net.train(self.attack_bn == "train")
         try:
             with self.execution.autocast():
-                logits = self.net(x)
+                logits: Tensor = functional_call(self.net, buffers, (x,))
         finally:
             self.net.train()
+        if self.attack_bn == "train":
+            for name, buffer in self.net.named_buffers():
+                buffer.data.copy_(buffers[name])  # .data: earlier graphs that hold it never read it in train mode
         return at_least_float32(logits)
 
     def smoothed_cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
