@@ -86,7 +86,9 @@ def run_bench_methods(argv: Sequence[str]) -> None:
 
 
 def _samples_of(asked: BenchMethodsArguments) -> dict[str, int]:
-    common = {} if asked.samples is None else dict.fromkeys(asked.attacks, asked.samples)
+    common: dict[str, int] = {}
+    if asked.samples is not None:
+        common = dict.fromkeys(asked.attacks, asked.samples)
     return common if asked.aa_samples is None else common | {"aa": asked.aa_samples}
 
 

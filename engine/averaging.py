@@ -32,7 +32,8 @@ class WeightAverage:
     def __init__(self, net: nn.Module, decay: float) -> None:
         self.decay = decay
         self.net = copy.deepcopy(net).requires_grad_(False).eval()
-        self._source, self._average = list(net.parameters()), list(self.net.parameters())
+        self._source: list[Tensor] = list(net.parameters())
+        self._average: list[Tensor] = list(self.net.parameters())
         self.steps = torch.zeros((), dtype=torch.float32, device=self._source[0].device)
 
     @torch.no_grad()
@@ -41,7 +42,7 @@ class WeightAverage:
         share = 1 - ((1 + self.steps) / (10 + self.steps)).clamp(max=self.decay)
         difference = torch._foreach_sub(self._source, self._average)
         torch._foreach_mul_(difference, share.to(difference[0].dtype))
-        torch._foreach_add_(self._average, difference)
+        torch._foreach_add_(self._average, list(difference))
         self.steps += 1
 
     @torch.no_grad()

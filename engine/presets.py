@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from ..loaders import DataOptions
 from .methods import FgsmSdiOptions
 from .models import ModelOptions
-from .recipe import OptimizerOptions, Recipe
+from .recipe import OptimizerOptions, Recipe, StageOptions
 from .schedule import ScheduleOptions
 
 
@@ -49,6 +49,20 @@ def own_presets() -> Group:
                 data=DataOptions(name="fashion-mnist"),
                 model=ModelOptions(name="resnet18"),
                 optimizer=OptimizerOptions(lr=0.1),
+                schedule=ScheduleOptions(kind="cyclic"),
+            ),
+            Recipe(
+                name="fashion-mnist-resnet8",
+                about="Fashion-MNIST at 14x14, one epoch: all methods in an hour on a CPU (`bench methods`)",
+                epsilon="16/255",
+                epochs=1,
+                batch_size=128,
+                crop_padding=1,
+                stages=(StageOptions(epoch=0, image_size=14, batch_size=128),),
+                method=FgsmSdiOptions(k=5, generator_width=16),
+                data=DataOptions(name="fashion-mnist"),
+                model=ModelOptions(name="resnet8"),
+                optimizer=OptimizerOptions(lr=0.2),
                 schedule=ScheduleOptions(kind="cyclic"),
             ),
         ),

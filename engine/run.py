@@ -137,7 +137,9 @@ class Run:
     def _image_shape(self) -> tuple[int, int, int]:
         """Channels, height and width of a training image."""
         height, width, channels = self.data.image_shape
-        return (channels, height, width) if self.stage is None else (channels, *[self.stage.image_size] * 2)
+        if self.stage is not None:
+            height = width = self.stage.image_size
+        return channels, height, width
 
     def _make_step(self) -> Step:
         learner = Learner(self.classifier, self.optimizer, self.tally, self.average)

@@ -72,6 +72,10 @@ class Setting:
         """A perturbation [samples, C, H, W] that is zero, in channels-last memory format."""
         return torch.zeros(samples, *image, dtype=self.dtype, device=self.device).to(memory_format=torch.channels_last)
 
+    def no_perturbation(self, batch: Batch) -> Tensor:
+        """Zeros [N, C, H, W]: a start at the images themselves."""
+        return torch.zeros_like(batch.x, dtype=self.dtype)
+
     def noise(self, batch: Batch, *, radius: Fraction | None = None) -> Tensor:
         """Uniform noise [N, C, H, W], by default in the ball; of a sample and an epoch."""
         return random_start(

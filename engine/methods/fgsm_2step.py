@@ -54,7 +54,7 @@ class Fgsm2Step(Method):
         with phase("clean gradient"):
             gradient = setting.classifier.input_gradient(to_float(x, setting.dtype), y)
         with phase("adversarial gradient"):
-            zero = setting.zeros(len(y), x.shape[1:])
-            start, eta = signed_step(x, zero, gradient, alpha=self.first, bounds=self.bounds)
+            clean = setting.no_perturbation(batch)
+            start, eta = signed_step(x, clean, gradient, alpha=self.first, bounds=self.bounds)
             gradient = setting.classifier.input_gradient(start, y)
             return signed_step(x, eta, gradient, alpha=self.alpha, bounds=self.bounds, keep_delta=False)

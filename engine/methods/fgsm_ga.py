@@ -67,8 +67,8 @@ class FgsmGa(Method):
             else:
                 gradient = setting.classifier.input_gradient(clean, y)
         with phase("adversarial gradient"):
-            zero = setting.zeros(len(y), x.shape[1:])
-            x_adv = signed_step(x, zero, gradient.detach(), alpha=self.alpha, bounds=self.bounds, keep_delta=False)
+            start = setting.no_perturbation(batch)
+            x_adv = signed_step(x, start, gradient.detach(), alpha=self.alpha, bounds=self.bounds, keep_delta=False)
 
         def misalignment(logits: Tensor) -> Tensor:
             noisy = self._gradient_with_graph(clean + setting.noise(batch), y)

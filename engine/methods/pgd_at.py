@@ -86,5 +86,5 @@ class PgdAt(Method):
 
     def craft(self, batch: Batch, position: Position) -> Tensor:
         setting = self.setting
-        start = setting.noise(batch) if self.start == "uniform" else setting.zeros(len(batch.label), batch.x.shape[1:])
+        start = setting.noise(batch) if self.start == "uniform" else setting.no_perturbation(batch)
         return setting.ascend(batch, start, steps=self.steps, alpha=self.alpha, bounds=self.bounds)

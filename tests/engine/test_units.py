@@ -239,7 +239,9 @@ def test_inductor_executes_the_same_compiles_nothing_later_and_agrees_with_eager
     if isinstance(options, FgsmSdiOptions):
         wanted += Counter(passes["generator"] * 50 + passes["update"] * updates)
     assert Counter(counter.executed) == wanted
-    ours, theirs = (torch.cat([p.flatten() for p in one.classifier.net.parameters()]) for one in (compiled, eager))
+    ours, theirs = (
+        torch.cat([p.flatten() for p in one.learner.classifier.net.parameters()]) for one in (compiled, eager)
+    )
     assert (ours - theirs).norm() <= bound * theirs.norm()
 
 
