@@ -122,8 +122,22 @@ class CheckpointStore:
                 shutil.rmtree(path)
 
 
-def load_strictly(net: nn.Module, tensors: Tensors, source: Path, *, kind: str = "the net of config.json") -> None:
-    """Copies tensors into a net whose names, shapes and dtypes must be exactly theirs; `kind` names it in messages.
+def load_strictly(
+    net: nn.Module,
+    tensors: Tensors,
+    source: Path,
+    *,
+    kind: str = "the net of config.json",
+    fix: str = "it is damaged, or of another net",
+) -> None:
+    """Copies tensors into a net whose names, shapes and dtypes must be exactly theirs.
+
+    Args:
+        net: left alone where something does not fit.
+        tensors: on the CPU.
+        source: of the tensors, for the message.
+        kind: what the net is, for the message.
+        fix: what may be wrong or what to do, for the message.
 
     Raises:
         CheckpointError: naming the first tensor that is missing, unknown, or of another shape or dtype.
@@ -131,16 +145,16 @@ def load_strictly(net: nn.Module, tensors: Tensors, source: Path, *, kind: str =
     wanted = net.state_dict()
     for name, tensor in wanted.items():
         if name not in tensors:
-            raise CheckpointError(f"{source} has no tensor '{name}': it is damaged, or of another net than {kind}")
+            raise CheckpointError(f"{source} has no tensor '{name}', which {kind} has: {fix}")
         found = tensors[name]
         if found.shape != tensor.shape or found.dtype != tensor.dtype:
             raise CheckpointError(
-                f"{source}: '{name}' is {found.dtype} {tuple(found.shape)}, {kind} has {tensor.dtype} "
-                f"{tuple(tensor.shape)}: it is of another net"
+                f"{source}: '{name}' is {found.dtype} {tuple(found.shape)}, but {kind} has {tensor.dtype} "
+                f"{tuple(tensor.shape)}: {fix}"
             )
     unknown = next((name for name in tensors if name not in wanted), None)
     if unknown is not None:
-        raise CheckpointError(f"{source} has a tensor '{unknown}' that {kind} has not: it is of another net")
+        raise CheckpointError(f"{source} has a tensor '{unknown}' that {kind} has not: {fix}")
     net.load_state_dict(tensors, strict=True)
 
 

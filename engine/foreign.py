@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from . import console
+from .checkpoint import load_strictly
 from .errors import CheckpointError, UsageError
 from .models import NAMES, ModelOptions, NetShape, build_model, channels_last
 from .models.options import Shortcut
@@ -17,7 +18,7 @@ from .weight_file import WeightFile, read_weight_file
 UNUSED = "sub_block1."  # WideResNets descended from TRADES' code hold a stage that no forward pass uses
 COUNTER = "num_batches_tracked"
 RECOGNISED = 0.5  # share of an architecture's names that a file must have to be taken for a damaged one of it
-FIX = "give the file's architecture with --model.name"
+FIX = "give the file's architecture with --model.name, or fetch it again"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -131,7 +132,7 @@ def _read(path: Path, asked: ForeignOptions, shape: NetShape | None, image_size:
         notes.append(f"taken for {_called(options)} by its names and shapes ({facts}); if it is not, give --model.name")
     net = build_model(options, shape, image_size=image_size)
     tensors = _without_what_no_pass_reads(net, file.tensors, notes)
-    _load(net, tensors, file.path, options)
+    load_strictly(net, tensors, file.path, kind=_called(options), fix=FIX)
     return ForeignNet(
         net=channels_last(net).eval(), options=options, shape=shape, sha256=file.sha256, notes=tuple(notes)
     )
@@ -208,7 +209,7 @@ def _shape(file: WeightFile, options: ModelOptions, listing: dict[str, Tensor]) 
     first, last, _ = _ends(listing)
     for name, dims in ((first, 4), (last, 2)):
         if name not in file.tensors:
-            raise CheckpointError(_missing(file.path, name, options))
+            raise CheckpointError(f"{file.path} has no tensor '{name}', which {_called(options)} has: {FIX}")
         if file.tensors[name].dim() != dims or 0 in file.tensors[name].shape:
             found = tuple(file.tensors[name].shape)
             raise CheckpointError(f"{file.path}: '{name}' has shape {found}, which no {_called(options)} has: {FIX}")
@@ -225,28 +226,6 @@ def _without_what_no_pass_reads(net: nn.Module, tensors: dict[str, Tensor], note
     if not any(name.endswith(COUNTER) for name in tensors):
         tensors = tensors | {name: value for name, value in wanted.items() if name.endswith(COUNTER)}
     return tensors
-
-
-def _load(net: nn.Module, tensors: dict[str, Tensor], path: Path, options: ModelOptions) -> None:
-    """A strict load; `_missing` and the lines below name the first tensor that does not fit."""
-    wanted = net.state_dict()
-    for name, value in wanted.items():
-        if name not in tensors:
-            raise CheckpointError(_missing(path, name, options))
-        found = tensors[name]
-        if found.shape != value.shape or found.dtype != value.dtype:
-            raise CheckpointError(
-                f"{path}: '{name}' is {found.dtype} {tuple(found.shape)}, but {_called(options)} has "
-                f"{value.dtype} {tuple(value.shape)}: {FIX}"
-            )
-    unknown = next((name for name in tensors if name not in wanted), None)
-    if unknown is not None:
-        raise CheckpointError(f"{path} has a tensor '{unknown}' that {_called(options)} has not: {FIX}")
-    net.load_state_dict(tensors, strict=True)
-
-
-def _missing(path: Path, name: str, options: ModelOptions) -> str:
-    return f"{path} has no tensor '{name}', which {_called(options)} has: {FIX}, or fetch it again"
 
 
 def _called(options: ModelOptions) -> str:

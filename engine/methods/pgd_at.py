@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from torch import Tensor
 
@@ -44,37 +44,37 @@ class PgdAtOptions(MethodTraits):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Pgd2AtOptions(MethodTraits):
-    """Two signed steps from the image itself."""
+class ShortPgdOptions(MethodTraits):
+    """What the two short ones share: they begin at the image and could just reach the edge of the ball."""
 
-    name: Annotated[Literal["pgd2-at"], HIDDEN] = "pgd2-at"
+    steps: ClassVar[int]
 
     alpha: str | None = None
-    """Step size, like 4/255; by default half of epsilon."""
+    """Step size, like 4/255; by default epsilon over the number of steps."""
 
     start: PgdStart = "zero"
-    """zero: the image itself. uniform: noise in the ball."""
+    """zero: the image itself (the paper does not say). uniform: noise in the ball."""
 
     def build(self, setting: Setting) -> Method:
         """The method for one classifier and threat."""
-        return PgdAt(setting, steps=2, alpha=setting.step_size(self.alpha, setting.epsilon / 2), start=self.start)
+        alpha = setting.step_size(self.alpha, setting.epsilon / self.steps)
+        return PgdAt(setting, steps=self.steps, alpha=alpha, start=self.start)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Pgd4AtOptions(MethodTraits):
+class Pgd2AtOptions(ShortPgdOptions):
+    """Two signed steps from the image itself."""
+
+    name: Annotated[Literal["pgd2-at"], HIDDEN] = "pgd2-at"
+    steps: ClassVar[int] = 2
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pgd4AtOptions(ShortPgdOptions):
     """Four signed steps from the image itself."""
 
     name: Annotated[Literal["pgd4-at"], HIDDEN] = "pgd4-at"
-
-    alpha: str | None = None
-    """Step size, like 2/255; by default a quarter of epsilon."""
-
-    start: PgdStart = "zero"
-    """zero: the image itself. The paper does not say. uniform: noise in the ball."""
-
-    def build(self, setting: Setting) -> Method:
-        """The method for one classifier and threat."""
-        return PgdAt(setting, steps=4, alpha=setting.step_size(self.alpha, setting.epsilon / 4), start=self.start)
+    steps: ClassVar[int] = 4
 
 
 class PgdAt(Method):
