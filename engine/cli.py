@@ -44,7 +44,7 @@ hardfast: adversarially robust image classifiers, fast
   hardfast bench methods RECIPE --out DIR   trains and attacks several methods over several seeds: a table
   hardfast bench kernels                    times every kernel beside plain PyTorch, compiled PyTorch and a copy
   hardfast bench step                       a training step beside plain training and FGSM-SDI as others run it
-  hardfast bench train | growth | loaders   time to robustness; how cost grows; the loader beside a step
+  hardfast bench train | growth             time to robustness; how cost grows
   hardfast bench loaders                    images per second, and the loader's share of a training step
   hardfast bench machine-code               what the kernels become on V100, A100 and H100, without one
 

@@ -16,7 +16,7 @@ from hardfast.engine.run import Run
 from hardfast.loaders import Batch, DataOptions, open_dataset
 from hardfast.loaders.synthetic import SyntheticShape
 
-RADII = (2, 4, 8)
+RADII = (pytest.param(2, marks=pytest.mark.slow), 4, pytest.param(8, marks=pytest.mark.slow))
 BATCH = 2
 
 
