@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -118,7 +119,7 @@ def _read(path: Path, asked: ForeignOptions, shape: NetShape | None, image_size:
     file = read_weight_file(path, own_names=own_names)
     notes = list(file.notes)
     name = asked.name
-    listing: dict[str, Tensor] = {}
+    listing: dict[str, torch.Size] = {}
     if name is None:
         name, listing = _recognised(file)
     elif not own_names:
@@ -140,9 +141,8 @@ def _read(path: Path, asked: ForeignOptions, shape: NetShape | None, image_size:
 
 def _options(file: WeightFile, asked: ForeignOptions, name: str, notes: list[str]) -> ModelOptions:
     """What to build: what was asked for, and the rest as the file has it."""
-    mean, std = asked.mean or file.mean, asked.std or file.std
-    if file.mean is not None and (file.mean, file.std) != (mean, std):
-        notes.append("normalised by --model.mean and --model.std instead of that")
+    mean = _constants("mean", asked.mean, file.mean, notes)
+    std = _constants("std", asked.std, file.std, notes)
     if name != "preact_resnet18":
         return ModelOptions(name=name, shortcut=asked.shortcut, mean=mean, std=std)  # refuses a shortcut
     if asked.shortcut == "activated":
@@ -154,11 +154,24 @@ def _options(file: WeightFile, asked: ForeignOptions, name: str, notes: list[str
     return ModelOptions(name=name, final_bn=final_bn, shortcut=asked.shortcut, mean=mean, std=std)
 
 
+def _constants(
+    field: str, asked: tuple[float, ...] | None, own: tuple[float, ...] | None, notes: list[str]
+) -> tuple[float, ...] | None:
+    """The mean or deviation that was asked for, with a note where it replaces the file's own; else the file's."""
+    if asked == ():
+        raise UsageError(f"model.{field} names no value: give one for every channel, or leave out --model.{field}")
+    if asked is None:
+        return own
+    if own is not None and asked != own:
+        notes.append(f"normalised by --model.{field} instead of the file's own")
+    return asked
+
+
 def _has_final_bn(file: WeightFile) -> bool:
     return any(key.startswith("bn.") for key in file.tensors)
 
 
-def _recognised(file: WeightFile) -> tuple[str, dict[str, Tensor]]:
+def _recognised(file: WeightFile) -> tuple[str, dict[str, torch.Size]]:
     """The name and the listing of the architecture whose tensors the file has, or else most of them.
 
     Raises:
@@ -175,8 +188,7 @@ def _recognised(file: WeightFile) -> tuple[str, dict[str, Tensor]]:
             continue
         ends = _ends(wanted)  # their shapes depend on the data set
         fitting = [
-            key in file.tensors and (key in ends or file.tensors[key].shape == value.shape)
-            for key, value in wanted.items()
+            key in file.tensors and (key in ends or file.tensors[key].shape == size) for key, size in wanted.items()
         ]
         shares[name] = sum(fitting) / max(len(wanted), held)
         if shares[name] == 1:
@@ -191,20 +203,21 @@ def _recognised(file: WeightFile) -> tuple[str, dict[str, Tensor]]:
     return best, listings[best]
 
 
-def _listing(options: ModelOptions) -> dict[str, Tensor]:
-    """Names and shapes of a net's tensors, for any channels and classes."""
-    wanted: dict[str, Tensor] = build_model(options, NetShape(num_classes=10, in_channels=3)).state_dict()
-    return wanted
+@cache  # a net is drawn for it, the largest in half a second
+def _listing(options: ModelOptions) -> dict[str, torch.Size]:
+    """Names and shapes of a net's tensors, for any channels and classes; not to be changed."""
+    state = build_model(options, NetShape(num_classes=10, in_channels=3)).state_dict()
+    return {name: value.shape for name, value in state.items()}
 
 
-def _ends(tensors: dict[str, Tensor]) -> tuple[str, str, str]:
+def _ends(listing: dict[str, torch.Size]) -> tuple[str, str, str]:
     """The names of the first convolution, of the last layer's weights and of its biases."""
-    first = next(name for name, value in tensors.items() if value.dim() == 4)
-    last = [name for name, value in tensors.items() if value.dim() == 2][-1]
+    first = next(name for name, size in listing.items() if len(size) == 4)
+    last = [name for name, size in listing.items() if len(size) == 2][-1]
     return first, last, f"{last.removesuffix('weight')}bias"
 
 
-def _shape(file: WeightFile, options: ModelOptions, listing: dict[str, Tensor]) -> NetShape:
+def _shape(file: WeightFile, options: ModelOptions, listing: dict[str, torch.Size]) -> NetShape:
     """Channels and classes as the file's first and last layer have them."""
     first, last, _ = _ends(listing)
     for name, dims in ((first, 4), (last, 2)):

@@ -8,6 +8,7 @@ their own (RobustBench's `mu` and `sigma`). All of that is undone here, each wit
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 import warnings
 from collections.abc import Collection, Mapping
@@ -122,7 +123,14 @@ def _read_pickle(path: Path) -> Any:
 def _state_dict(path: Path, content: Any, notes: list[str]) -> dict[str, Tensor]:
     """The tensors by name, out of the dictionaries they lie in."""
     found: list[str] = []
+    outer: list[Any] = []  # plain data may hold itself: to follow it would never end
     while isinstance(content, Mapping):
+        if any(content is one for one in outer):
+            raise CheckpointError(
+                f"{path} holds dictionaries that hold themselves, and no state dict: save one with "
+                "torch.save(net.state_dict(), FILE)"
+            )
+        outer.append(content)
         key = next((key for key in CONTAINERS if isinstance(content.get(key), Mapping)), None)
         if key is None:
             break
@@ -154,6 +162,11 @@ def _unwrapped(
         pair = next((pair for pair in NORMALISATIONS if pair[0] in tensors and pair[1] in tensors), None)
         if pair is not None and normalisation is None:
             mean, std = (_constants(path, name, tensors.pop(name)) for name in pair)
+            if min(std) <= 0:
+                raise CheckpointError(
+                    f"{path}: '{pair[1]}' is {_rounded(std)}, and images cannot be divided by what is not positive: it "
+                    "is damaged, fetch it again"
+                )
             normalisation = (mean, std)
             notes.append(
                 f"images normalised by the file's own {pair[0]} {_rounded(mean)} and {pair[1]} {_rounded(std)}"
@@ -173,7 +186,10 @@ def _constants(path: Path, name: str, value: Tensor) -> tuple[float, ...]:
     """A constant per channel; a tensor like [1, C, 1, 1]."""
     if value.numel() > max(value.shape, default=1) or not value.numel() or not value.is_floating_point():
         raise CheckpointError(f"{path}: '{name}' is {value.dtype} {tuple(value.shape)}, not a constant per channel")
-    return tuple(value.double().flatten().tolist())
+    constants = tuple(value.double().flatten().tolist())
+    if not all(map(math.isfinite, constants)):
+        raise CheckpointError(f"{path}: '{name}' is {_rounded(constants)}, not finite: it is damaged, fetch it again")
+    return constants
 
 
 def _at_full_precision(tensors: dict[str, Tensor], notes: list[str]) -> dict[str, Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import os
 import pickle
 from collections.abc import Callable
@@ -110,8 +111,40 @@ def test_the_files_own_normalisation(
         torch.testing.assert_close(load_weights(path)(x), wanted)
         # What the user says goes before what the file says.
         torch.testing.assert_close(load_weights(path, mean=(0.0,) * 3, std=(1.0,) * 3)(x), small(x))
-    notes = read_foreign(path, ForeignOptions(mean=(0.0,) * 3, std=(1.0,) * 3)).notes
-    assert any("--model.mean" in note for note in notes)
+
+
+@pytest.mark.parametrize(
+    ("asked", "mean", "std", "replaced"),
+    [
+        (ForeignOptions(), MEAN, STD, []),
+        (ForeignOptions(mean=(0.0,) * 3), (0.0,) * 3, STD, ["mean"]),
+        (ForeignOptions(std=(1.0,) * 3), MEAN, (1.0,) * 3, ["std"]),
+        (ForeignOptions(mean=(0.0,) * 3, std=(1.0,) * 3), (0.0,) * 3, (1.0,) * 3, ["mean", "std"]),
+    ],
+)
+def test_what_the_user_replaces_of_the_files_normalisation(
+    asked: ForeignOptions,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    replaced: list[str],
+    small: nn.Module,
+    tmp_path: Path,
+) -> None:
+    """Each of the two for itself, with a line for each that is replaced and for no other."""
+    path = tmp_path / "weights.pt"
+    torch.save({"mu": per_channel(MEAN), "sigma": per_channel(STD)} | small.state_dict(), path)
+    found = read_foreign(path, asked)
+    assert (found.options.mean, found.options.std) == (pytest.approx(mean), pytest.approx(std))
+    assert [note for note in found.notes if "--model.mean" in note or "--model.std" in note] == [
+        f"normalised by --model.{field} instead of the file's own" for field in replaced
+    ]
+
+
+@pytest.mark.parametrize("field", ["mean", "std"])
+def test_a_normalisation_of_no_values(field: str, small: nn.Module, tmp_path: Path) -> None:
+    torch.save(small.state_dict(), tmp_path / "weights.pt")
+    with pytest.raises(UsageError, match=rf"model\.{field} names no value: give one for every channel"):
+        load_weights(tmp_path / "weights.pt", **{field: ()})
 
 
 def test_normalisation_by_the_user(small: nn.Module, tmp_path: Path) -> None:
@@ -230,6 +263,8 @@ def without(state: Tensors, name: str) -> Tensors:
         (lambda s: s | {"bn1.bias": torch.rand(16).double()}, ["'bn1.bias'", "float64", "float32"]),
         (lambda s: s | {"conv1.weight": s["conv1.weight"].to(torch.int8)}, ["'conv1.weight'", "int8"]),
         (lambda s: s | {"mu": torch.rand(3, 3), "sigma": torch.rand(3)}, ["'mu'", "(3, 3)", "constant per channel"]),
+        (lambda s: s | {"mu": torch.rand(3), "sigma": torch.tensor([1.0, 0, 1])}, ["'sigma'", "(1, 0, 1)", "positive"]),
+        (lambda s: s | {"mu": torch.tensor([math.nan] * 3), "sigma": torch.ones(3)}, ["'mu'", "nan", "not finite"]),
         (
             lambda s: {"encoder.weight": torch.rand(3, 3)},
             ["none of resnet8, resnet18", "encoder.weight", "--model.name"],
@@ -320,6 +355,17 @@ def test_truncated_files(kept: float, suffix: str, small: nn.Module, tmp_path: P
 def test_what_is_no_state_dict(content: Any, part: str, tmp_path: Path) -> None:
     torch.save(content, tmp_path / "weights.pt")
     assert part in refused(tmp_path / "weights.pt")
+
+
+@pytest.mark.parametrize("levels", [1, 3])
+def test_dictionaries_that_hold_themselves(levels: int, tmp_path: Path) -> None:
+    outermost: dict[str, Any] = {}
+    innermost = outermost
+    for _ in range(levels - 1):
+        innermost["net"] = innermost = {}
+    innermost["net"] = outermost
+    torch.save(outermost, tmp_path / "weights.pt")
+    assert "dictionaries that hold themselves" in refused(tmp_path / "weights.pt")
 
 
 def test_files_that_are_none(tmp_path: Path) -> None:
