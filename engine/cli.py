@@ -96,6 +96,10 @@ def run_train(argv: Sequence[str]) -> int:
 
 def run_evaluate_either(argv: Sequence[str]) -> int:
     """hardfast evaluate DIR | FILE [options]"""
+    if argv and argv[0].startswith("-") and not {"-h", "--help"} & set(argv):
+        raise UsageError(
+            f"evaluate needs DIR or FILE before '{argv[0]}': name the run's folder or the weight file first"
+        )
     of_weights = bool(argv) and is_weight_file(Path(argv[0]))
     return run_evaluate_weights(argv) if of_weights else run_evaluate(argv)
 

@@ -95,9 +95,9 @@ def evaluate_net(
     Args:
         net: maps float32 images in [0, 1] to logits; in eval mode, float32.
         split: test images as bytes, on the net's device.
-        epsilon: radius in [0, 1] pixel units.
-        attacks: names out of `ATTACKS`.
-        step: step size of PGD and C&W; by default epsilon / 4.
+        epsilon: radius in (0, 1] pixel units.
+        attacks: names out of `ATTACKS`, each once.
+        step: step size of PGD and C&W, above 0; by default epsilon / 4.
         seed: of every random start.
         batch_size: images in a forward pass.
         samples_of: for long attacks, how many of the first images they see; the number is reported.
@@ -108,13 +108,21 @@ def evaluate_net(
         quiet: no lines and no bars.
 
     Raises:
-        UsageError: an unknown attack, or a net whose numbers nobody should report (`check_net`).
+        UsageError: no attack, an unknown or a repeated one, a radius or step of 0, or a net whose numbers nobody should
+            report (`check_net`).
         EvaluationError: an attack's result contradicts itself.
     """
     samples_of = samples_of or {}
     unknown = [name for name in (*attacks, *samples_of) if name not in ATTACKS]
-    if unknown or not attacks:
-        raise UsageError(f"attack '{unknown[0] if unknown else ''}' is not known: choose from {' '.join(ATTACKS)}")
+    if not attacks:
+        raise UsageError(f"attacks names none: name at least one of {' '.join(ATTACKS)}")
+    if unknown:
+        raise UsageError(f"attack '{unknown[0]}' is not known: choose from {' '.join(ATTACKS)}")
+    repeated = next((name for name in attacks if list(attacks).count(name) > 1), None)
+    if repeated is not None:
+        raise UsageError(f"attacks names {repeated} more than once: name each attack once")
+    if epsilon <= 0 or (step is not None and step <= 0):
+        raise UsageError(f"epsilon and attack-step must be positive, not {epsilon} and {step}: attacks need room")
     if any(count < 1 for count in samples_of.values()):
         raise UsageError(f"samples of an attack must be at least 1, not {min(samples_of.values())}")
     if not len(split) or batch_size < 1:

@@ -124,7 +124,7 @@ class Recipe:
     execution: ExecutionOptions = field(default_factory=ExecutionOptions)
 
     def __post_init__(self) -> None:
-        parse_pixels(self.epsilon, "epsilon")
+        parse_pixels(self.epsilon, "epsilon", positive=True)
         self.parsed_attack_step()
         for name, smallest in (("epochs", 1), ("batch_size", 2), ("crop_padding", 0)):
             if getattr(self, name) < smallest:
@@ -178,7 +178,7 @@ class Recipe:
 
     def parsed_attack_step(self) -> Fraction | None:
         """`attack_step` in [0, 1] pixel units; None where the attacks choose their own."""
-        return None if self.attack_step is None else parse_pixels(self.attack_step, "attack-step")
+        return None if self.attack_step is None else parse_pixels(self.attack_step, "attack-step", positive=True)
 
 
 def smoothing_of(true_class: float, num_classes: int) -> float:

@@ -10,15 +10,16 @@ from .errors import UsageError
 _FORM = re.compile(r"(\d+(?:\.\d+)?)/255")
 
 
-def parse_pixels(text: str, name: str) -> Fraction:
+def parse_pixels(text: str, name: str, *, positive: bool = False) -> Fraction:
     """`8/255` as an exact rational in [0, 1] pixel units; the numerator may have decimals.
 
     Args:
         text: the value, always written over 255.
         name: the option it belongs to, for the message.
+        positive: refuse 0, at which an attack changes nothing and its accuracy is the clean one.
 
     Raises:
-        UsageError: another form, or a value above 1.
+        UsageError: another form, a value above 1, or 0 where it must be positive.
     """
     match = _FORM.fullmatch(text.strip())
     if match is None:
@@ -26,6 +27,8 @@ def parse_pixels(text: str, name: str) -> Fraction:
     value = Fraction(match[1]) / 255
     if value > 1:
         raise UsageError(f"{name} {text} is above 255/255, the whole range of a pixel: write it like 8/255")
+    if positive and not value:
+        raise UsageError(f"{name} {text} attacks nothing: it must be above 0/255, like 8/255")
     return value
 
 

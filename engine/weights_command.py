@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -83,7 +84,8 @@ class WeightsArguments:
 
 def run_evaluate_weights(argv: Sequence[str]) -> int:
     """hardfast evaluate FILE --data.name NAME --epsilon 8/255 [options]"""
-    asked = parse(WeightsArguments, argv, "hardfast evaluate FILE")
+    file = shlex.quote(argv[0]) if argv else "FILE"  # what the messages advise works as it is typed
+    asked = parse(WeightsArguments, argv, f"hardfast evaluate {file}")
     report = _evaluated(asked)
     console.line()
     console.line(result_table([of_attacks(report, asked.attacks)]))
@@ -97,8 +99,8 @@ def _evaluated(asked: WeightsArguments) -> dict[str, Any]:
         UsageError, DataError, CheckpointError: wrong use; the file is damaged or of another net; or they do not fit.
         EvaluationError: an attack's result contradicts itself.
     """
-    epsilon = parse_pixels(asked.epsilon, "epsilon")
-    step = None if asked.attack_step is None else parse_pixels(asked.attack_step, "attack-step")
+    epsilon = parse_pixels(asked.epsilon, "epsilon", positive=True)
+    step = None if asked.attack_step is None else parse_pixels(asked.attack_step, "attack-step", positive=True)
     if not 0 <= asked.seed < 1 << 64:
         raise UsageError(f"seed must lie in [0, 2**64), not {asked.seed}")
     device, why = choose_device(asked.device)

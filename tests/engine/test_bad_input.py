@@ -61,6 +61,8 @@ def refused(capsys: pytest.CaptureFixture[str], words: list[str]) -> str:
             for text in ("8", "0.03", "8/256", "-8/255", "inf/255", "8/255px")
         ],
         (["--attack-step", "0.01"], ["attack-step '0.01'", "write it like 8/255"]),
+        (["--epsilon", "0/255"], ["epsilon 0/255 attacks nothing", "above 0/255, like 8/255"]),
+        (["--attack-step", "0.0/255"], ["attack-step 0.0/255 attacks nothing"]),
         (["--method.alpha", "1.25"], ["method.alpha '1.25'", "write it like 8/255"]),
         (["--method", "fgsm-rs", "--method.alpha", "400/255"], ["method.alpha 400/255", "write it like 8/255"]),
         # Averages of nothing, and of the present alone.

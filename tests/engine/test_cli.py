@@ -109,6 +109,8 @@ def test_train_evaluate_and_json(tmp_path: Path, capsys: pytest.CaptureFixture[s
         (["evaluate", "{out}"], ["{out}", "hardfast train"]),
         (["evaluate", "{out}", "--attacks", "pgd-11"], ["--attacks", "pgd-10"]),
         (["evaluate"], ["DIR"]),
+        (["evaluate", "--attacks", "clean", "{out}"], ["DIR or FILE before '--attacks'"]),
+        (["evaluate", "--epsilon", "8/255", "{out}.pt"], ["DIR or FILE before '--epsilon'"]),
         (["data", "prepare", "cifar11"], ["cifar11", "cifar10"]),
         (["data"], ["list", "prepare"]),
         (["bench", "methods", "digits", "--out", "{out}", "--methods", "pgd-at"], ["at least two"]),

@@ -232,7 +232,8 @@ def test_the_recipes_attack_step_is_used(quick_recipe: Recipe, quick_run: Path, 
     ("options", "message"),
     [
         ({"attacks": ("pdg-10",)}, "pdg-10"),
-        ({"attacks": ()}, "choose from"),
+        ({"attacks": ()}, "name at least one of clean"),
+        ({"attacks": ("clean", "fgsm", "fgsm")}, "fgsm more than once"),
         ({"samples": 0}, "at least 1"),
         ({"seed": -1}, "seed"),
         ({"batch_size": 0}, "batch-size"),
@@ -241,3 +242,10 @@ def test_the_recipes_attack_step_is_used(quick_recipe: Recipe, quick_run: Path, 
 def test_bad_requests(options: dict[str, object], message: str, quick_run: Path) -> None:
     with pytest.raises(UsageError, match=message):
         evaluate(quick_run, **options)
+
+
+@pytest.mark.parametrize("options", [{"epsilon": Fraction(0)}, {"epsilon": EPS, "step": Fraction(0)}])
+def test_attacks_that_change_nothing(options: dict[str, Fraction], net: nn.Module, test_images: Split) -> None:
+    """Their accuracy would be the clean one, under the name of an attack."""
+    with pytest.raises(UsageError, match="epsilon and attack-step must be positive"):
+        evaluate_net(net, test_images, **options)

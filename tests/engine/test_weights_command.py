@@ -88,10 +88,14 @@ def nine_classes(state: dict[str, Tensor]) -> dict[str, Tensor]:
 @pytest.mark.parametrize(
     ("change", "words", "parts"),
     [
-        (None, [], ["--data.name", "--epsilon"]),
+        (None, [], ["--data.name", "--epsilon", "see `hardfast evaluate {folder}/w.pt --help`"]),
         (None, ["--data.name", "digits"], ["--epsilon"]),
         (None, [*DIGITS[:-1], "8"], ["epsilon '8'", "8/255"]),
         (None, [*DIGITS[:-1], "300/255"], ["epsilon 300/255", "8/255"]),
+        (None, [*DIGITS[:-1], "0/255"], ["epsilon 0/255 attacks nothing", "8/255"]),
+        (None, [*DIGITS, "--attack-step", "0/255"], ["attack-step 0/255 attacks nothing"]),
+        (None, [*DIGITS, "--attacks"], ["attacks names none", "at least one of clean fgsm"]),
+        (None, [*DIGITS, "--attacks", "clean", "fgsm", "clean"], ["attacks names clean more than once"]),
         (None, [*DIGITS, "--attack-step", "0.01"], ["attack-step '0.01'", "8/255"]),
         (None, [*DIGITS, "--model.name", "resnet18"], ["conv1.weight", "(16, 3, 3, 3)", "resnet18", "--model.name"]),
         (None, [*DIGITS, "--model.name", "resnet19"], ["model.name 'resnet19'", "resnet18"]),
@@ -125,7 +129,7 @@ def test_wrong_use(
     said = capsys.readouterr().err
     assert said.count("\n") == 1
     for part in parts:
-        assert part in said
+        assert part.format(folder=tmp_path) in said
     assert [path.name for path in tmp_path.iterdir()] == ["w.pt"], "something was left behind"
 
 
