@@ -14,6 +14,7 @@ import tyro
 from .errors import UsageError
 
 Arguments = TypeVar("Arguments")
+MEANT = 3  # options that one mistake may have meant
 _CONFIG = (tyro.conf.AvoidSubcommands,)
 
 
@@ -53,10 +54,7 @@ def _one_line(box: str, kind: type[Arguments], program: str, default: Arguments 
     lines = [line for line in lines if line and not set(line) <= {"-", " "}]
     title, body = (lines[0], lines[1:]) if lines else ("wrong arguments", [])
     if unknown := re.search(r"Unrecognized options: (\S+?),?(?:\s|$)", " ".join(body)):
-        option = unknown[1]
-        close = difflib.get_close_matches(option, _options(kind, program, default), n=1)
-        fix = f"did you mean {close[0]}?" if close else f"see `{program} --help`"
-        return f"{program} has no option '{option}': {fix}"
+        return f"{program} has no option '{unknown[1]}': {_hint(unknown[1], _options(kind, program, default), program)}"
     if title.startswith("Required"):
         missing = [line.split()[0] for line in body if line.startswith("--") or line.isupper()]
         return f"{program} needs {' and '.join(missing) or 'more arguments'}: see `{program} --help`"
@@ -67,12 +65,39 @@ def _one_line(box: str, kind: type[Arguments], program: str, default: Arguments 
     return f"{cause.rstrip('.')}: see `{program} --help`"
 
 
+def _hint(unknown: str, options: Sequence[str], program: str) -> str:
+    """What may have been meant by an option that there is not.
+
+    That is the option whose last part it has, whatever its group (--lr is --optimizer.lr), or nearly has, within the
+    group where it names one. Otherwise the options of that group are listed, or those that begin like it.
+    """
+    group, _, name = unknown.partition("=")[0].lstrip("-").rpartition(".")
+    of_group = [option for option in options if group and option.startswith(f"--{group}.")]
+    by_name: dict[str, list[str]] = {}
+    for option in sorted(options, key=lambda option: option.count(".")):
+        by_name.setdefault(_last_part(option), []).append(option)
+    near = {_last_part(option): [option] for option in of_group} or by_name
+    close = by_name.get(name) or [option for key in difflib.get_close_matches(name, near, n=1) for option in near[key]]
+    if of_group and not close:
+        return f"those of --{group} are {' '.join(of_group)}"
+    if f"--{group}" in options and not close:
+        return f"this --{group} has none"
+    close = close or [option for key in by_name if name and key.startswith(name) for option in by_name[key]]
+    if close:
+        return f"did you mean {' or '.join(close[:MEANT])}?"
+    return f"see `{program} --help`"
+
+
+def _last_part(option: str) -> str:
+    return option.removeprefix("--").rpartition(".")[2]
+
+
 def _options(kind: type[Arguments], program: str, default: Arguments | None) -> list[str]:
     """All options of a command, read off its help."""
     said = io.StringIO()
     with contextlib.redirect_stdout(said), contextlib.suppress(SystemExit):
         _parse(kind, ["--help"], program, default)
-    return sorted(set(re.findall(r"(--[\w.-]+)", said.getvalue())) - {"--help"})
+    return sorted(set(re.findall(r"(--\w[\w.-]*\w|--\w)", said.getvalue())) - {"--help"})
 
 
 def recipe_name(command: str, argv: Sequence[str]) -> tuple[str, list[str]]:

@@ -37,8 +37,20 @@ def refused(capsys: pytest.CaptureFixture[str], words: list[str]) -> str:
         # A method that does not fit the run, or another method's option.
         (["--method", "pgdat"], ["method 'pgdat'", "choose one of", "pgd-at"]),
         (["--method", "free-at", "--attack-bn", "eval"], ["attack-bn eval", "free-at", "use auto"]),
-        (["--method", "fgsm-rs", "--method.k", "20"], ["no option '--method.k'"]),
-        (["--method", "pgd2-at", "--method.replays", "3"], ["no option '--method.replays'"]),
+        (["--method", "fgsm-rs", "--method.k", "20"], ["no option '--method.k': those of --method are --method.alpha"]),
+        (["--method", "standard", "--method.k", "20"], ["no option '--method.k': this --method has none"]),
+        (
+            ["--method.m", "3"],
+            ["no option '--method.m': those of --method are", " --method.generator ", " --method.k\n"],
+        ),
+        # Another group's option, or one without its group.
+        (["--k", "3"], ["no option '--k': did you mean --method.k?"]),
+        (["--lr", "0.1"], ["no option '--lr': did you mean --optimizer.lr?"]),
+        (["--optimizer.milestones", "3"], ["did you mean --schedule.milestones?"]),
+        (["--optimiser.lrr=1"], ["did you mean --optimizer.lr?"]),
+        (["--name", "resnet8"], ["did you mean --data.name or --model.name?"]),
+        (["--m", "3"], ["no option '--m': did you mean --method or "]),
+        (["--frob", "3"], ["no option '--frob': see `hardfast train digits --help`"]),
         # Counts of nothing.
         (["--method.k", "0"], ["method.k must be at least 1, not 0"]),
         (["--method.k", "-3"], ["method.k must be at least 1, not -3"]),
