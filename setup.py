@@ -41,6 +41,7 @@ setup(
         "pydantic>=2.12",  # strict reading of config.json
         "tyro>=1,<2",  # parsing.py reads the layout of its messages
         "tqdm",
+        "pillow",  # the JPEGs of Tiny ImageNet
     ],
     extras_require={
         "eval": ["pyautoattack==0.2.0"],

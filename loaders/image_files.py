@@ -20,7 +20,7 @@ from torch import Tensor
 from .errors import DataError
 from .progress import progress
 
-LARGEST_FILE = 8 << 20  # a member that claims more is not unpacked; a JPEG of 64 pixels has 2 kB
+LARGEST_FILE = 8 << 20  # bytes; a member that has more is refused before all of it is unpacked
 CHUNK = 256
 
 
@@ -91,10 +91,16 @@ class ZipFiles:
     def read(self, path: str) -> bytes:
         try:
             with self._lock, self._zip.open(f"{self.root}/{path}") as file:
-                return file.read(LARGEST_FILE)
+                content = file.read(LARGEST_FILE + 1)
         except (KeyError, zipfile.BadZipFile, zlib.error, OSError, EOFError, ValueError, RuntimeError) as error:
             cause = str(error).strip("'\"") or type(error).__name__
             raise DataError(f"{self.archive}: {path} cannot be read ({cause}): fetch the archive again") from None
+        if len(content) > LARGEST_FILE:
+            raise DataError(
+                f"{self.archive}: {path} has more than {LARGEST_FILE >> 20} MiB, which no file of the published "
+                "archive has: fetch the archive again"
+            )
+        return content
 
 
 def decode_images(files: Files, paths: Sequence[str], *, side: int, label: str) -> Tensor:

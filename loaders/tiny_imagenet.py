@@ -37,7 +37,8 @@ class TinyImageNet:
     folder: str = "tiny-imagenet-200"
     archive: str = "tiny-imagenet-200.zip"
     archive_md5: str = "90528d7ca1a48142e341f4ef8d21d0de"  # no authors' digest is known: public loaders check this one
-    url: str = "http://cs231n.stanford.edu"
+    # In the order in which they are tried: on the way of the second, nothing but the digest protects the archive.
+    urls: tuple[str, ...] = ("https://cs231n.stanford.edu", "http://cs231n.stanford.edu")
 
 
 PUBLISHED = TinyImageNet()
@@ -65,9 +66,19 @@ def read_tiny_imagenet(root: Path, spec: TinyImageNet = PUBLISHED) -> Published:
 
 
 def fetch_tiny_imagenet(root: Path, mirror: str | None, spec: TinyImageNet = PUBLISHED) -> None:
-    """Downloads the archive to root/NAME, from `mirror` or Stanford's page, and checks its md5."""
+    """Downloads the archive to root/NAME, from `mirror` or else Stanford's page, and checks its md5.
+
+    Raises:
+        DataError: none of the addresses gave it; says what is wrong with each.
+    """
     target = root / spec.name / spec.archive
-    fetch(f"{mirror or spec.url}/{spec.archive}", target, check=partial(check_md5, md5=spec.archive_md5))
+    causes = []
+    for url in spec.urls if mirror is None else (mirror,):
+        try:
+            return fetch(f"{url}/{spec.archive}", target, check=partial(check_md5, md5=spec.archive_md5))
+        except DataError as error:
+            causes.append(str(error))
+    raise DataError("; ".join(causes))
 
 
 def _files(root: Path, spec: TinyImageNet) -> Files:
@@ -78,7 +89,7 @@ def _files(root: Path, spec: TinyImageNet) -> Files:
             return ZipFiles(place / spec.archive, spec.folder)
     raise MissingDataError(
         f"{spec.name} was not found: {root} holds neither {spec.folder}/ nor {spec.archive}; "
-        f"run `hardfast data prepare {spec.name} --root {root}`, or put {spec.archive} from {spec.url} there"
+        f"run `hardfast data prepare {spec.name} --root {root}`, or put {spec.archive} from {spec.urls[0]} there"
     )
 
 

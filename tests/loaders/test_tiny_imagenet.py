@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from hardfast.loaders import REGISTRY, DataError, DataOptions, open_dataset, prepare
+from hardfast.loaders.image_files import LARGEST_FILE, ZipFiles
 from hardfast.loaders.tiny_imagenet import PUBLISHED, fetch_tiny_imagenet, read_tiny_imagenet
 
 from .makers import (
@@ -131,6 +132,37 @@ def test_it_is_fetched_and_its_digest_checked(tmp_path: Path) -> None:
     fetch_tiny_imagenet(root, mirror, spec)
     assert len(read_tiny_imagenet(root, spec).train) == 12
     assert [path.name for path in root.rglob("*") if path.is_file()] == [archive.name]
+
+
+def test_the_official_addresses_are_tried_in_order(tmp_path: Path) -> None:
+    """The encrypted one first; the next where the one before gives nothing or another file."""
+    assert [url.partition(":")[0] for url in PUBLISHED.urls] == ["https", "http"]
+    archive = zip_folder(write_tiny_imagenet(tmp_path / "made"))
+    good, missing, damaged = archive.parent, tmp_path / "missing", tmp_path / "damaged"
+    damaged.mkdir()
+    (damaged / archive.name).write_bytes(archive.read_bytes()[:-1])
+    digest = hashlib.md5(archive.read_bytes()).hexdigest()
+    for number, places in enumerate([(good, missing), (missing, good), (damaged, good)]):
+        urls = tuple(place.resolve().as_uri() for place in places)
+        root = tmp_path / f"data {number}"
+        fetch_tiny_imagenet(root, None, replace(SMALL_TINY_IMAGENET, archive_md5=digest, urls=urls))
+        assert (root / "tiny-imagenet" / archive.name).read_bytes() == archive.read_bytes()
+    urls = tuple(place.resolve().as_uri() for place in (missing, damaged))
+    with pytest.raises(DataError, match=r"missing/.* could not be fetched .*damaged/.* md5 is") as error:
+        fetch_tiny_imagenet(tmp_path / "data", None, replace(SMALL_TINY_IMAGENET, archive_md5=digest, urls=urls))
+    assert "\n" not in str(error.value)
+    assert not [path for path in (tmp_path / "data").rglob("*") if path.is_file()]
+
+
+def test_a_member_that_unpacks_without_end(tmp_path: Path) -> None:
+    """Refused as such, and never cut: up to the limit it is read whole."""
+    folder = write_tiny_imagenet(tmp_path)
+    (folder / "large").write_bytes(b"\0" * LARGEST_FILE)
+    (folder / "larger").write_bytes(b"\0" * (LARGEST_FILE + 1))
+    files = ZipFiles(zip_folder(folder), folder.name)
+    assert len(files.read("large")) == LARGEST_FILE
+    with pytest.raises(DataError, match="larger has more than 8 MiB"):
+        files.read("larger")
 
 
 def test_the_registry_reads_it(tmp_path: Path) -> None:
