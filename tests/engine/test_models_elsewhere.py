@@ -286,7 +286,7 @@ def test_own_net_trains_is_saved_and_comes_back(module: str, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("vgg", "'vgg' is not a model"),
+        ("vgg", "'vgg' is not a model: choose one of resnet8, resnet18, "),
         ("no_such_module_here:factory", "there is no module no_such_module_here"),
         pytest.param("timm:resnett18", "did you mean timm:resnet18", marks=needs_timm),
     ],
