@@ -19,7 +19,6 @@ from ..engine.environment import choose_device, describe_environment
 from ..engine.errors import Stopped, UsageError
 from ..engine.evaluation import LIBRARY_ATTACKS, evaluate, identity
 from ..engine.evaluation_files import run_files
-from ..engine.execution import Execution
 from ..engine.methods import FgsmSdiOptions, Position, method_options
 from ..engine.recipe import Recipe
 from ..engine.run import Run
@@ -129,8 +128,7 @@ def _step_ratios(variants: dict[str, Recipe], device: torch.device) -> dict[str,
     counts = {name: r.method.k if isinstance(r.method, FgsmSdiOptions) else 1 for name, r in variants.items()}
     calls = {name: _steps(recipe, counts[name], device) for name, recipe in variants.items()}
     console.line(f"timing steps of {', '.join(variants)}, in turn, {ROUNDS} times")
-    with Execution(device=device, tf32=True).numerics():
-        seconds = interleaved_seconds(calls, repeats=ROUNDS, warmup=WARMUP, device=device)
+    seconds = interleaved_seconds(calls, repeats=ROUNDS, warmup=WARMUP, device=device)
     of_one = {name: [value / counts[name] for value in values] for name, values in seconds.items()}
     base = next(iter(variants))
     return {name: paired_ratio(of_one, name, base) for name in variants}
@@ -144,8 +142,9 @@ def _steps(recipe: Recipe, count: int, device: torch.device) -> Callable[[], Non
     batches = list(islice(run.loader.epoch(0), count))
 
     def call() -> None:
-        for step in range(count):
-            run.step(batches[step % len(batches)], Position(0, step))
+        with run.execution.numerics():
+            for step in range(count):
+                run.step(batches[step % len(batches)], Position(0, step))
 
     return call
 

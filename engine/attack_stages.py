@@ -14,7 +14,7 @@ from ..kernels import to_float
 from . import autoattack
 from .attacks import GradientAttack, gradient_attacks
 from .console import Bar
-from .errors import EvaluationError
+from .errors import NotFinite
 from .stages import Stage
 
 AttackName = Literal["clean", "fgsm", "pgd-10", "pgd-20", "pgd-50", "cw", "apgd", "aa"]
@@ -76,9 +76,7 @@ class AttackPlan:
             with torch.no_grad():
                 logits = net(shown)
             if not (shown.isfinite().all() and logits.isfinite().all()):
-                raise EvaluationError(
-                    "an attack met gradients or logits that are not finite: its accuracy means nothing"
-                )
+                raise NotFinite("an attack met gradients or logits that are not finite: its accuracy means nothing")
             return logits.argmax(dim=1) == labels, []
 
         return Stage(name, 1 + (attack.steps if attack is not None else 0), withstands)

@@ -1,7 +1,8 @@
 """An average over the weights of all steps, which is evaluated and kept in place of the last ones.
 
 Source: Izmailov et al., "Averaging weights leads to wider optima and better generalization" (2018), for the BatchNorm
-statistics of its own; as an exponential moving average, the way robust training uses it (Rebuffi et al., 2021).
+statistics of its own; as an exponential moving average, the way robust training uses it (Rebuffi et al., 2021). The
+FastAT benchmark averages BatchNorm's statistics along with the weights instead, and keeps the better of the two nets.
 """
 
 from __future__ import annotations
@@ -54,10 +55,11 @@ class WeightAverage:
         before = [norm.momentum for norm in norms]
         for norm in norms:
             norm.reset_running_stats()
-            norm.momentum = None  # a cumulative average, every batch weighing the same
             norm.train()
         try:
-            for x in batches:
+            for number, x in enumerate(batches, start=1):
+                for norm in norms:
+                    norm.momentum = 1 / number  # the mean over all batches so far
                 self.net(x)
         finally:
             for norm, momentum in zip(norms, before, strict=True):

@@ -1,7 +1,8 @@
 """Checkpoints on disk: one folder each, written whole or not at all, verified by sha256 before anything is loaded.
 
 checkpoints/step-00001234/model.safetensors   the classifier's state dict, names unchanged
-                          state.safetensors   the method's nets and every optimiser's tensors
+                          state.safetensors   the method's nets and memory, every optimiser's tensors, the tally; where
+                                              weights are averaged, model is the average and this the trained net too
                           train.json          counters, and which checkpoint is the best so far
                           MANIFEST.json       size and sha256 of the three
 """

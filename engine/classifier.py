@@ -106,9 +106,9 @@ class Classifier:
                 logits: Tensor = functional_call(self.net, buffers, (x,))
         finally:
             self.net.train()
-        if self.attack_bn == "train":
-            for name, buffer in self.net.named_buffers():
-                buffer.data.copy_(buffers[name])  # .data: earlier graphs that hold it never read it in train mode
+        if buffers and self.attack_bn == "train":
+            # .data: an earlier graph may hold them, which autograd would refuse; in train mode it never reads them.
+            torch._foreach_copy_([buffer.data for buffer in self.net.buffers()], [*buffers.values()])
         return at_least_float32(logits)
 
     def smoothed_cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:

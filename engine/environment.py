@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
 from datetime import UTC, datetime
@@ -34,6 +35,14 @@ def choose_device(name: str) -> tuple[torch.device, str]:
     if device.type not in ("cpu", "cuda"):
         raise UsageError(f"device {name} is not supported: choose auto, cpu, cuda or cuda:N")
     return device, "as asked"
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that can still be allocated on a device, roughly."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return free
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def describe_environment(device: torch.device, execution: Execution | None = None) -> dict[str, Any]:

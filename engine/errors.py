@@ -23,3 +23,7 @@ class Diverged(RuntimeError):
 
 class EvaluationError(RuntimeError):
     """An attack's result contradicts itself, so its number must not be reported. The command exits 2."""
+
+
+class NotFinite(UsageError, EvaluationError):
+    """A net's logits or input gradients are not finite: its weights are damaged, or its training has diverged."""

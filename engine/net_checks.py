@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from .attacks import margins, summed_margin
-from .errors import UsageError
+from .errors import NotFinite, UsageError
 from .gradients import Objective, attack_loss, input_gradient, summed_cross_entropy
 
 # Of the largest logit. The rounding of fp32 sums, which differs with the batch and the kernel, stays under 1e-5.
@@ -98,7 +98,7 @@ def _check_logits(logits: Tensor, labels: Tensor) -> None:
     if logits.dtype != torch.float32:
         raise UsageError(f"the net returns {logits.dtype}: attack in full precision, without autocast")
     if not logits.isfinite().all():
-        raise UsageError("the net returns logits that are not finite: its weights are damaged")
+        raise NotFinite("the net returns logits that are not finite: its weights are damaged")
     if labels.max() >= logits.shape[1]:
         raise UsageError(
             f"the net has {logits.shape[1]} outputs, but there is an image of class {int(labels.max())}: it was "
@@ -111,9 +111,7 @@ def _check_logits(logits: Tensor, labels: Tensor) -> None:
 def _check_outputs(logits: Tensor, gradient: Tensor, labels: Tensor) -> None:
     _check_logits(logits, labels)
     if not gradient.isfinite().all():
-        raise UsageError(
-            "the net's input gradients are not finite: no attack can use them, so no number means anything"
-        )
+        raise NotFinite("the net's input gradients are not finite: no attack can use them, so no number means anything")
 
 
 def _check_steady(net: nn.Module, images: Tensor, logits: Tensor) -> None:

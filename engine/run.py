@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from itertools import islice
 
 import torch
@@ -74,7 +74,7 @@ class Run:
         )
         self.average = None if recipe.weight_average is None else WeightAverage(self.net, recipe.weight_average)
         self.epsilon = parse_pixels(recipe.epsilon, "epsilon")
-        self.loader: Loader = self._make_loader()
+        self._loader: Loader | None = None
         self.method = recipe.method.build(
             Setting(
                 classifier=self.classifier,
@@ -109,30 +109,36 @@ class Run:
         """Changes image and batch size where the epoch at hand asks for others.
 
         Returns:
-            The stage that has begun; None if nothing changed. `prepare` what is to be compiled or captured then.
+            The stage that has begun; None if nothing changed.
         """
         stage = self.recipe.stage_of(self.at.epoch)
         if stage == self.stage:
             return None
-        self.stage = stage
-        self.loader = self._make_loader()
+        self.stage, self._loader = stage, None
         self.method.resize(self._image_shape(), self.batch_size)
         self.step, self.prepared = self._make_step(), None
         return stage
 
-    def at_size(self, split: Split) -> Split:
-        """A split at the image size of the current stage."""
-        return split if self.stage is None else resized(split, self.stage.image_size)
+    @property
+    def loader(self) -> Loader:
+        """The training batches of the current stage; made when they are first asked for."""
+        if self._loader is None:
+            self._loader = ResidentLoader(
+                self.data.train if self.stage is None else resized(self.data.train, self.stage.image_size),
+                batch_size=self.batch_size,
+                padding=self.recipe.crop_padding,
+                flip=self.recipe.flip,
+                seed=self.recipe.seed,
+                device=self.device,
+            )
+        return self._loader
 
-    def _make_loader(self) -> Loader:
-        return ResidentLoader(
-            self.at_size(self.data.train),
-            batch_size=self.batch_size,
-            padding=self.recipe.crop_padding,
-            flip=self.recipe.flip,
-            seed=self.recipe.seed,
-            device=self.device,
-        )
+    @cached_property
+    def selecting(self) -> Split:
+        """The images that choose the best checkpoint, on the device, at the size that the test images have."""
+        split = self.data.heldout if self.recipe.select_on == "heldout" else self.data.test
+        size = self.recipe.test_size
+        return (split if size is None else resized(split, size)).to(self.device)
 
     def _image_shape(self) -> tuple[int, int, int]:
         """Channels, height and width of a training image."""
@@ -145,6 +151,11 @@ class Run:
         learner = Learner(self.classifier, self.optimizer, self.tally, self.average)
         step = TrainingStep(self.method, learner)
         return CapturedStep(step, self.method.kind, self.rewind, self.device) if self.execution.capture else step
+
+    @property
+    def unprepared(self) -> bool:
+        """Whether there is something to compile or to capture before the next step."""
+        return (self.execution.compile or self.execution.capture) and self.prepared is None
 
     @property
     def evaluated(self) -> nn.Module:
@@ -176,6 +187,7 @@ class Run:
         # Takes seconds to import, and an eager step never needs it.
         from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 
+        self.net.train()  # a graph keeps the mode that it was captured in
         batch = next(self.loader.epoch(self.at.epoch))
         positions = positions or (Position(0, step) for step in range(len(self.loader)))
         kinds = {self.method.kind(position): position for position in positions}
@@ -254,7 +266,8 @@ class Run:
                 self.classifier.scaler.restore(scaler)
 
     def tensors(self) -> dict[str, Tensor]:
-        """All tensors but the classifier's: the method's nets and statistics, optimisers, the tally, the loss scale."""
+        """All tensors but the classifier's and its average's: the method's nets and memory, optimisers, the tally, the
+        loss scale."""
         scaler = {f"scaler/{name}": value for name, value in self.classifier.scaler.tensors().items()}
         return {**self._in_place(), **scaler}
 
@@ -303,8 +316,9 @@ class Run:
         for name, (optimizer, net) in self.method.optimizers().items():
             load_optimizer(optimizer, net, f"{name}-optimizer", state, source)
         for name, value in self._own().items():
-            if name not in state or state[name].shape != value.shape:
-                raise CheckpointError(f"{source} has no '{name}' of shape {tuple(value.shape)}: it is damaged")
+            if name not in state or state[name].shape != value.shape or state[name].dtype != value.dtype:
+                wanted = f"{value.dtype} {tuple(value.shape)}"
+                raise CheckpointError(f"{source} has no '{name}' that is {wanted}: it is damaged")
             value.copy_(state[name])
         scaler = {name: state.get(f"scaler/{name}") for name in self.classifier.scaler.tensors()}
         if any(value is None or value.numel() != 1 for value in scaler.values()):

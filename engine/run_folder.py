@@ -5,6 +5,7 @@ environment.json    device, versions and numerics of every start
 log.jsonl           one line per epoch
 checkpoints/        see checkpoint.py
 evaluation.json     accuracy in percent per attack, the newest of each on one checkpoint
+evaluations/        the same of each checkpoint, and the progress of an evaluation that was interrupted
 evaluations.jsonl   every attack's result, a line each
 """
 

@@ -1,4 +1,4 @@
-"""One training step: lines 3 to 11 of Algorithm 3, for every method."""
+"""One training step, for every method."""
 
 from __future__ import annotations
 

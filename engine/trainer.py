@@ -9,12 +9,14 @@ from pathlib import Path
 
 import torch
 
+from ..kernels import to_float
 from ..loaders import open_dataset
 from . import console, paper
 from .environment import choose_device, describe_environment, wait_for
-from .errors import CheckpointError, Diverged, EvaluationError, UsageError
+from .errors import CheckpointError, Diverged, NotFinite
 from .evaluation import evaluate_net
 from .methods import Position
+from .net_checks import check_net
 from .recipe import Recipe
 from .run import Run
 from .run_folder import RunFolder
@@ -62,11 +64,14 @@ def train(recipe: Recipe, out: Path | str, *, device: str = "auto") -> Outcome:
             folder.create(recipe)
         done_before = run.at.total
         if run.at.epoch < recipe.epochs:
+            _check_classifier(run)
             _prepare(run)
             changed = folder.note_environment(describe_environment(target, run.execution))
             if run.at.total:
                 _announce_resumption(run, changed)
         while run.at.epoch < recipe.epochs and not stop.requested:
+            if run.unprepared:  # a stage with images of another size has begun
+                _prepare(run)
             began = time.perf_counter()
             with run.execution.numerics():
                 ended = train_epoch(run, stop)
@@ -74,6 +79,8 @@ def train(recipe: Recipe, out: Path | str, *, device: str = "auto") -> Outcome:
                 end_epoch(run, folder, began)
             else:
                 run.at.wall_seconds += time.perf_counter() - began
+                with run.execution.numerics():
+                    run.renew_statistics()
                 run.save(folder.store)
     finished = run.at.epoch == recipe.epochs
     return Outcome(folder.path, finished=finished, stopped=stop.requested, trained=run.at.total > done_before)
@@ -121,12 +128,11 @@ def end_epoch(run: Run, folder: RunFolder, began: float) -> None:
     last_rate = run.learning_rate(at.step - 1)
     with run.execution.numerics():
         run.renew_statistics()
-    split = run.data.heldout if recipe.select_on == "heldout" else run.data.test
     run.net.eval()
     try:
         checked = evaluate_net(
             run.evaluated,
-            run.at_size(split).to(run.device),
+            run.selecting,
             epsilon=run.epsilon,
             attacks=("clean", "pgd-10"),
             step=recipe.parsed_attack_step(),
@@ -134,8 +140,10 @@ def end_epoch(run: Run, folder: RunFolder, began: float) -> None:
             thorough=False,
             quiet=True,
         ).accuracy
-    except (UsageError, EvaluationError):  # its last update made the weights infinite
+    except NotFinite:  # its last update made the weights infinite
         raise diverged from None
+    finally:
+        run.net.train()
     at.epoch, at.step = at.epoch + 1, 0
     # A later epoch wins a tie, as in the released code: it has trained longer.
     score = checked[run.method.select_by]
@@ -170,7 +178,6 @@ def end_epoch(run: Run, folder: RunFolder, began: float) -> None:
     )
     if stage is not None:
         console.line(f"from now on {stage.image_size}x{stage.image_size} images, {stage.batch_size} in a batch")
-        _prepare(run)
 
 
 def _announce(run: Run, why: str) -> None:
@@ -187,6 +194,20 @@ def _announce(run: Run, why: str) -> None:
     console.line(f"device {run.device} ({why}), {run.execution.describe()}, {torch.get_num_threads()} CPU threads")
     for line in run.slower_paths():
         console.line(line)
+
+
+def _check_classifier(run: Run) -> None:
+    """Refuses now the net that the evaluation would refuse after the first epoch.
+
+    Raises:
+        UsageError: as `check_net`.
+    """
+    some = run.selecting.take(torch.arange(min(8, len(run.selecting)), device=run.device))
+    run.net.eval()
+    try:
+        check_net(run.evaluated, to_float(some.images.permute(0, 3, 1, 2)), some.labels, thorough=False)
+    finally:
+        run.net.train()
 
 
 def _prepare(run: Run) -> None:

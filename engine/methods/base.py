@@ -65,12 +65,17 @@ class Setting:
         return pixel_bounds(self.epsilon, box=self.box, dtype=self.dtype, device=self.device)
 
     def step_size(self, alpha: str | None, default: Fraction) -> Fraction:
-        """`alpha` of a method's options in [0, 1] pixel units, or the default where none is given."""
-        return default if alpha is None else parse_pixels(alpha, "method.alpha")
+        """`alpha` of a method's options in [0, 1] pixel units, or the default where none is given.
+
+        Raises:
+            UsageError: it is not written over 255, or above the range of a pixel.
+        """
+        return within_a_pixel(default, "the step size") if alpha is None else parse_pixels(alpha, "method.alpha")
 
     def zeros(self, samples: int, image: tuple[int, int, int]) -> Tensor:
         """A perturbation [samples, C, H, W] that is zero, in channels-last memory format."""
-        return torch.zeros(samples, *image, dtype=self.dtype, device=self.device).to(memory_format=torch.channels_last)
+        empty = torch.empty(samples, *image, dtype=self.dtype, device=self.device, memory_format=torch.channels_last)
+        return empty.zero_()
 
     def no_perturbation(self, batch: Batch) -> Tensor:
         """Zeros [N, C, H, W]: a start at the images themselves."""
@@ -142,6 +147,13 @@ class Method:
     def metrics(self) -> dict[str, Tensor]:
         """The newest statistics: scalars on the device that the method updates in place; saved with the run."""
         return {}
+
+
+def within_a_pixel(value: Fraction, name: str) -> Fraction:
+    """A size that follows from epsilon; raises UsageError where it is above the whole range of a pixel."""
+    if value > 1:
+        raise UsageError(f"{name} would be {float(value * 255):g}/255, above the whole range of a pixel: lower epsilon")
+    return value
 
 
 def check_count(value: int, name: str) -> None:

@@ -17,7 +17,7 @@ from ...loaders import Batch
 from ..errors import UsageError
 from ..markers import HIDDEN
 from ..phases import phase
-from .base import Method, MethodTraits, Position, Setting
+from .base import Method, MethodTraits, Position, Setting, within_a_pixel
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,7 +46,7 @@ class Fgsm2Step(Method):
 
     def __init__(self, options: Fgsm2StepOptions, setting: Setting) -> None:
         self.setting, self.bounds = setting, setting.bounds()
-        self.first = setting.epsilon * Fraction(options.first)
+        self.first = within_a_pixel(setting.epsilon * Fraction(options.first), "method.first")
         self.alpha = setting.step_size(options.alpha, setting.epsilon)
 
     def craft(self, batch: Batch, position: Position) -> Tensor:

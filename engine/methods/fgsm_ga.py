@@ -87,8 +87,8 @@ class FgsmGa(Method):
 
 def one_minus_cosine(one: Tensor, other: Tensor) -> Tensor:
     """The mean of 1 - cos over the samples whose two gradients [N, C, H, W] are not zero; 0 if there are none."""
-    one, other = one.flatten(1), other.flatten(1)
-    lengths = torch.linalg.vector_norm(one, dim=1) * torch.linalg.vector_norm(other, dim=1)
+    image = (1, 2, 3)
+    lengths = torch.linalg.vector_norm(one, dim=image) * torch.linalg.vector_norm(other, dim=image)
     counted = lengths != 0
-    cosines = (one * other).sum(dim=1) / torch.where(counted, lengths, 1)
+    cosines = (one * other).sum(dim=image) / torch.where(counted, lengths, 1)
     return torch.where(counted, 1 - cosines, 0).sum() / counted.sum().clamp(min=1)

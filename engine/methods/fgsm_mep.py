@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ...kernels import random_key, random_start, signed_step, to_float
 from ...loaders import Batch
+from ..environment import free_memory
 from ..errors import UsageError
 from ..learner import Learner
 from ..markers import HIDDEN
@@ -69,8 +70,19 @@ class FgsmMep(Method):
     def __init__(self, options: FgsmMepOptions, setting: Setting) -> None:
         self.options, self.setting, self.bounds = options, setting, setting.bounds()
         self.alpha = setting.step_size(options.alpha, setting.epsilon)
+        self._check_memory()
         self.delta = setting.zeros(setting.samples, setting.image)  # the next start of every sample
         self.momentum = torch.zeros_like(self.delta)
+
+    def _check_memory(self) -> None:
+        channels, height, width = self.setting.image
+        samples, device = self.setting.samples, self.setting.device
+        wanted, free = 2 * samples * channels * height * width * self.setting.dtype.itemsize, free_memory(device)
+        if wanted > free:
+            raise UsageError(
+                f"method fgsm-mep stores {wanted / 1e9:.1f} GB for {samples:,} images of {height}x{width}, and {device} "
+                f"has {free / 1e9:.1f} GB left: choose another method or smaller images"
+            )
 
     def begin_epoch(self, epoch: int) -> None:
         """Every `reset_every` epochs, a random corner of the ball for every sample."""

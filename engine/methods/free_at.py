@@ -1,7 +1,8 @@
 """`free-at`: every batch several times, each pass giving the weights' gradient and the perturbation's.
 
-Source: Shafahi et al., "Adversarial training for free!" (2019). An epoch here passes over the images m times; the paper
-of FGSM-SDI does not divide its epochs by m either.
+Source: Shafahi et al., "Adversarial training for free!" (2019), as Wong et al.'s code writes it: what is carried over
+lies in the ball and in the box. An epoch here passes over the images m times; the paper of FGSM-SDI does not divide its
+epochs by m either.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
+import torch
 from torch import Tensor
 
 from ...kernels import project, signed_step
@@ -59,8 +61,12 @@ class FreeAt(Method):
             with phase("update"):
                 x_adv.requires_grad_()
                 learner.descend(x_adv, batch.label)
-            assert x_adv.grad is not None
-            x_adv, delta = signed_step(batch.x, delta, x_adv.grad, alpha=self.alpha, bounds=self.bounds)
+            gradient = x_adv.grad
+            assert gradient is not None
+            # The update of a pass that overflowed is left out, and its gradient must not stay in delta either.
+            if learner.classifier.scaler.enabled:
+                gradient = torch.nan_to_num(gradient, nan=0.0, posinf=0.0, neginf=0.0)
+            x_adv, delta = signed_step(batch.x, delta, gradient, alpha=self.alpha, bounds=self.bounds)
         self.delta.copy_(delta)
 
     def state(self) -> dict[str, Tensor]:

@@ -16,7 +16,7 @@ from ...kernels import pixel_bounds
 from ...loaders import Batch
 from ..errors import UsageError
 from ..markers import HIDDEN
-from .base import Method, MethodTraits, Position, Setting
+from .base import Method, MethodTraits, Position, Setting, within_a_pixel
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,12 +47,7 @@ class NFgsm(Method):
         self.setting = setting
         self.radius = setting.epsilon * Fraction(options.noise)
         self.alpha = setting.step_size(options.alpha, setting.epsilon)
-        reach = self.radius + self.alpha
-        if reach > 1:
-            raise UsageError(
-                f"method n-fgsm reaches {float(reach * 255):g}/255 away, beyond a pixel's range: lower method.noise "
-                f"(now {options.noise:g} epsilons) or epsilon"
-            )
+        within_a_pixel(self.radius + self.alpha, "the reach of n-fgsm")
         # The table of a ball that holds all it can reach clips to the box alone.
         self.bounds = pixel_bounds(Fraction(1), box=setting.box, dtype=setting.dtype, device=setting.device)
 

@@ -104,3 +104,29 @@ def test_rewinding_puts_the_average_back(quick_recipe: Recipe) -> None:
         assert not torch.equal(run.average.net.conv1.weight, before["conv1.weight"])
     assert all(torch.equal(value, before[name]) for name, value in run.average.net.state_dict().items())
     assert run.average.steps.item() == 0
+
+
+class StopAfterAStep(StopRequest):
+    """Asks for a stop as soon as training has begun."""
+
+    asked = 0
+
+    @property
+    def requested(self) -> bool:
+        type(self).asked += 1
+        return type(self).asked > 2
+
+    @requested.setter
+    def requested(self, value: bool) -> None:
+        pass
+
+
+def test_what_a_stop_in_mid_epoch_keeps_has_statistics_of_its_own(
+    quick_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hardfast.engine.trainer.StopRequest", StopAfterAStep)
+    assert not train(replace(quick_recipe, weight_average=0.9), tmp_path / "run").finished
+    kept = load_model(tmp_path / "run", checkpoint="last")
+    assert RunFolder(tmp_path / "run").checkpoint("last").record.at.epoch == 0
+    assert not torch.equal(kept.bn1.running_mean, torch.zeros_like(kept.bn1.running_mean))
+    assert not torch.equal(kept.bn1.running_var, torch.ones_like(kept.bn1.running_var))

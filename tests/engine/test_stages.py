@@ -1,18 +1,20 @@
-"""Growing resolution: which stage rules when, what a batch then is, and the ImageNet recipes at full size."""
+"""Growing resolution: which stage rules when, what a batch then is, and in which mode its steps are prepared."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from hardfast.engine import Recipe, UsageError
+from hardfast.engine import Recipe, UsageError, train
+from hardfast.engine.execution import Execution, ExecutionOptions
 from hardfast.engine.methods import Position, method_options
 from hardfast.engine.recipe import StageOptions
-from hardfast.engine.run import Run
-from hardfast.loaders import Split, open_dataset, resized
+from hardfast.engine.run import Preparation, Run
+from hardfast.loaders import Batch, Split, open_dataset, resized
 
 STAGES = (StageOptions(epoch=0, image_size=6, batch_size=32), StageOptions(epoch=2, image_size=8, batch_size=16))
 
@@ -51,9 +53,28 @@ def test_wrong_stages(stages: tuple[StageOptions, ...], message: str, quick_reci
         replace(quick_recipe, stages=stages)
 
 
-def test_stored_perturbations_do_not_fit_stages(quick_recipe: Recipe) -> None:
-    with pytest.raises(UsageError, match="fgsm-mep stores a perturbation of one size"):
-        replace(quick_recipe, stages=STAGES, method=method_options("fgsm-mep"))
+def test_every_stage_is_prepared_in_train_mode(
+    quick_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A captured graph keeps the mode it was captured in; the held-out check in between needs the other one."""
+    found = []
+    monkeypatch.setattr(Run, "unprepared", property(lambda run: run.prepared is None))
+
+    def noted(run: Run, batch: Batch, positions: object) -> Preparation:
+        found.append((run.at.epoch, batch.image.shape[1], run.net.training))
+        return Preparation(0.0, 0.0)
+
+    monkeypatch.setattr(Run, "_warmed_up", noted)
+    monkeypatch.setattr(Execution, "compiled", lambda self, function: function)
+    recipe = replace(quick_recipe, epochs=3, stages=STAGES, execution=ExecutionOptions(mode="compiled"))
+    train(recipe, tmp_path / "run")
+    assert found == [(0, 6, True), (2, 8, True)]
+
+
+def test_the_best_is_chosen_at_the_size_of_the_test(quick_recipe: Recipe) -> None:
+    recipe = replace(quick_recipe, stages=(STAGES[0], replace(STAGES[1], image_size=7)))
+    run = Run(recipe, open_dataset(recipe.data), torch.device("cpu"))
+    assert run.selecting.images.shape[1:3] == (7, 7)
 
 
 def test_resizing_scales_and_cuts_the_centre() -> None:
