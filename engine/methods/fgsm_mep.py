@@ -80,7 +80,7 @@ class FgsmMep(Method):
         wanted, free = 2 * samples * channels * height * width * self.setting.dtype.itemsize, free_memory(device)
         if wanted > free:
             raise UsageError(
-                f"method fgsm-mep stores {wanted / 1e9:.1f} GB for {samples:,} images of {height}x{width}, and {device} "
+                f"method fgsm-mep stores {wanted / 1e9:.1f} GB for {samples:,} images of {height}x{width}; {device} "
                 f"has {free / 1e9:.1f} GB left: choose another method or smaller images"
             )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,8 +14,9 @@ from hardfast.engine import Recipe, recipes, train
 from hardfast.engine.capture import WARMUP_STEPS, CapturedStep
 from hardfast.engine.classifier import AttackBN
 from hardfast.engine.execution import ExecutionOptions, Mode, Precision
-from hardfast.engine.methods import METHODS, Position, method_options
+from hardfast.engine.methods import METHODS, FgsmMepOptions, FreeAtOptions, Position, method_options
 from hardfast.engine.optimizers import set_learning_rate
+from hardfast.engine.recipe import StageOptions
 from hardfast.engine.run import Run
 from hardfast.engine.run_folder import RunFolder
 from hardfast.engine.schedule import ScheduleOptions
@@ -60,6 +62,9 @@ def trained(recipe: Recipe, steps: int) -> dict[str, torch.Tensor]:
         assert run.prepare() is None
         done = 0
         while done < steps:
+            if run.enter_stage() is not None:
+                assert run.prepare() is None
+            run.method.begin_epoch(run.at.epoch)
             for batch in run.loader.epoch(run.at.epoch):
                 run.follow_schedule()
                 run.step(batch, Position(run.at.epoch, run.at.step))
@@ -79,6 +84,27 @@ def test_1000_replays_equal_1000_steps_to_the_bit(name: str, captured: Mode, pla
     assert ours.keys() == theirs.keys()
     for key, tensor in ours.items():
         assert tensor.isfinite().all(), key
+        assert torch.equal(tensor, theirs[key]), key
+
+
+STAGES = (StageOptions(epoch=0, image_size=12, batch_size=64), StageOptions(epoch=1, image_size=16, batch_size=32))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"weight_average": 0.99},
+        {"stages": STAGES},
+        {"stages": STAGES, "method": FreeAtOptions(replays=3)},
+        {"method": FgsmMepOptions(reset_every=2)},
+    ],
+    ids=["average", "stages", "free-at in stages", "resets"],
+)
+@pytest.mark.parametrize(("captured", "plain"), [("captured-eager", "eager"), ("captured", "compiled")])
+def test_what_a_run_remembers_is_captured_too(options: dict[str, Any], captured: Mode, plain: Mode) -> None:
+    ours, theirs = (trained(replace(recipe_of("fgsm-sdi", mode), **options), 100) for mode in (captured, plain))
+    assert ours.keys() == theirs.keys()
+    for key, tensor in ours.items():
         assert torch.equal(tensor, theirs[key]), key
 
 
