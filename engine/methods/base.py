@@ -149,10 +149,10 @@ class Method:
         return {}
 
 
-def within_a_pixel(value: Fraction, name: str) -> Fraction:
+def within_a_pixel(value: Fraction, name: str, *, fix: str = "lower epsilon") -> Fraction:
     """A size that follows from epsilon; raises UsageError where it is above the whole range of a pixel."""
     if value > 1:
-        raise UsageError(f"{name} would be {float(value * 255):g}/255, above the whole range of a pixel: lower epsilon")
+        raise UsageError(f"{name} would be {float(value * 255):g}/255, above the whole range of a pixel: {fix}")
     return value
 
 

@@ -46,7 +46,9 @@ class Fgsm2Step(Method):
 
     def __init__(self, options: Fgsm2StepOptions, setting: Setting) -> None:
         self.setting, self.bounds = setting, setting.bounds()
-        self.first = within_a_pixel(setting.epsilon * Fraction(options.first), "method.first")
+        self.first = within_a_pixel(
+            setting.epsilon * Fraction(options.first), "method.first", fix="lower it or epsilon"
+        )
         self.alpha = setting.step_size(options.alpha, setting.epsilon)
 
     def craft(self, batch: Batch, position: Position) -> Tensor:

@@ -47,7 +47,7 @@ class NFgsm(Method):
         self.setting = setting
         self.radius = setting.epsilon * Fraction(options.noise)
         self.alpha = setting.step_size(options.alpha, setting.epsilon)
-        within_a_pixel(self.radius + self.alpha, "the reach of n-fgsm")
+        within_a_pixel(self.radius + self.alpha, "the reach of n-fgsm", fix="lower method.noise or epsilon")
         # The table of a ball that holds all it can reach clips to the box alone.
         self.bounds = pixel_bounds(Fraction(1), box=setting.box, dtype=setting.dtype, device=setting.device)
 
