@@ -135,6 +135,8 @@ class Recipe:
             raise UsageError(f"schedule.cycle-momentum needs optimizer.momentum >= 0.1, not {self.optimizer.momentum}")
         if self.weight_average is not None and not 0 < self.weight_average < 1:
             raise UsageError(f"weight-average must lie between 0 and 1, not {self.weight_average}")
+        if self.data.heldout == 0 and self.select_on == "heldout":
+            raise UsageError("data.heldout 0 leaves no images to select the checkpoint on: add --select-on test")
         self._check_stages()
         if self.attack_bn == "eval" and self.method.attacks_as_it_trains:
             raise UsageError(

@@ -35,7 +35,8 @@ class DataOptions:
     the others have their own size."""
 
     heldout: int | None = None
-    """Images cut from the training set to select the checkpoint; default 1,000, or 10% of a set below 10,000."""
+    """Images cut from the training set to select the checkpoint; default 1,000, or 10% of a set below 10,000. 0 leaves
+    the training set whole, for --select-on test."""
 
     split_seed: int = 0
     """Seed of that cut. It is not the run's seed, so runs with other seeds are selected on the same images."""
@@ -160,8 +161,6 @@ def open_dataset(options: DataOptions) -> Dataset:
     published = entry.read(options)
     size = options.heldout
     if size is None:
-        size = 1000 if len(published.train) >= 10_000 else len(published.train) // 10
-    if size < 1:
-        raise DataError(f"data.heldout must be at least 1, not {size}: the checkpoint is selected on those images")
+        size = 1000 if len(published.train) >= 10_000 else max(1, len(published.train) // 10)
     train, heldout = cut(published.train, size, seed=options.split_seed, purpose=Purpose.HELDOUT, name="data.heldout")
     return Dataset(options.name, published.num_classes, published.source, train, heldout, published.test)

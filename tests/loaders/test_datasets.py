@@ -42,6 +42,13 @@ def test_splits_do_not_share_an_image_and_move_with_their_seed_alone() -> None:
     assert torch.equal(one.test.images, other.test.images)
 
 
+def test_no_image_needs_to_be_held_out() -> None:
+    data = open_dataset(DataOptions(name="digits", heldout=0))
+    assert (len(data.train), len(data.heldout), len(data.test)) == (1437, 0, 360)
+    few = SyntheticShape(train_images=5, test_images=5)
+    assert len(open_dataset(DataOptions(name="synthetic", synthetic=few)).heldout) == 1  # 0 only where it is asked for
+
+
 def test_synthetic_has_the_shape_that_is_asked_for() -> None:
     shape = SyntheticShape(train_images=50, test_images=9, channels=1, num_classes=7)
     data = open_dataset(DataOptions(name="synthetic", image_size=20, synthetic=shape))
@@ -167,7 +174,7 @@ def test_the_published_digests_are_used(tmp_path: Path) -> None:
     [
         (DataOptions(name="digits", image_size=12), "multiple|choose 8"),
         (DataOptions(name="digits", heldout=1437), "cannot be cut"),
-        (DataOptions(name="digits", heldout=0), "at least 1"),
+        (DataOptions(name="digits", heldout=-1), "cannot be cut"),
         (DataOptions(name="cifar10", image_size=64), "does not apply"),
         (DataOptions(name="mnist"), "not a data set"),
     ],
