@@ -179,7 +179,7 @@ def run_data(argv: Sequence[str]) -> int:
 
 
 def run_bench(argv: Sequence[str]) -> int:
-    """hardfast bench methods | kernels | machine-code"""
+    """hardfast bench methods | kernels | step | train | growth | loaders | machine-code"""
     from ..bench.cli import run_bench as run  # bench imports the engine, so not at the top
 
     run(argv)

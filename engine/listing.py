@@ -19,6 +19,8 @@ WIDTH = 120
 HEADS = {"clean": "clean", "pgd-50": "PGD-50", "cw": "C&W", "aa": "AA"}
 OWN_COLUMNS = {"name", "about", "method.name", "epsilon", "epochs"}
 ALWAYS_SAID = {"method.replays"}
+# The paper trained on all training images and took the checkpoint that was best on the test images.
+AS_THE_PAPER_SELECTED = "--data.heldout 0 --select-on test"
 
 
 def listing() -> str:
@@ -36,8 +38,12 @@ def _group(group: Group) -> str:
         [one.name, one.method.name, one.epsilon, str(one.epochs), said]
         for one, said in zip(group.recipes, special, strict=True)
     ]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     figures = _figure_columns(group.recipes)
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    room = WIDTH - 2 - sum(width + 2 for width in [*widths[:-1], *map(len, figures[0])])
+    for row in rows:
+        row[-1] = textwrap.shorten(row[-1], room, placeholder=" ...")
+    widths[-1] = max(len(row[-1]) for row in rows)
     lines = [
         "  " + "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=True)), *beside])
         for row, beside in zip(rows, figures[1:], strict=True)
@@ -108,12 +114,15 @@ def _specials(presets: Sequence[Recipe]) -> list[str]:
     usual = {name: _majority([found[name] for found in fields if name in found]) for found in fields for name in found}
     defaults = [fields_of(Recipe(method=method_options(one.method.name))) for one in presets]
     said = []
-    for found, default in zip(fields, defaults, strict=True):
+    for one, found, default in zip(presets, fields, defaults, strict=True):
         shared = [name for name in found if name not in OWN_COLUMNS and sum(name in other for other in fields) > 1]
         apart = [name for name in shared if found[name] != usual[name]]
         own = [name for name in found if name.startswith("method.") and name not in OWN_COLUMNS and name not in shared]
+        of_schedule = [name for name in found if name.startswith("schedule.") or name == "optimizer.lr"]
+        another = any(name.startswith("schedule.") for name in apart)  # not only another learning rate
         apart += [name for name in own if found[name] != default[name] or name in ALWAYS_SAID]
-        said.append(", ".join(_short(name, found[name]) for name in apart))
+        words = [_short(name, found[name]) for name in apart if not (another and name in of_schedule)]
+        said.append(", ".join([schedule_words(one)] * another + words))
     return said
 
 
@@ -137,13 +146,25 @@ def description(recipe: Recipe) -> str:
     options = changed(recipe, Recipe(method=method_options(recipe.method.name)), leaving_out={"name", "about"})
     shown = {"method": recipe.method.name, "epsilon": recipe.epsilon, "epochs": recipe.epochs} | options
     shown |= {"data.name": recipe.data.name, "model.name": recipe.model.name}
-    flags = dict(_flag(name, value) for name, value in shown.items())
+    flags = dict(_flag(name, value) for name, value in _one_by_one(shown).items())
     width = max(map(len, flags))
     parts += [_option_line(f"  {flag:<{width}}  ", words) for flag, words in flags.items()]
     row = paper.row_of(recipe.name)
     if row is not None:
         parts += ["", f"The paper, Table {row.table} ({row.method}):", _paper_table(row)]
+        parts += [f"To select as the paper did: {AS_THE_PAPER_SELECTED}"]
     return "\n".join([*parts, "", "Commands:", *_commands(recipe, row)])
+
+
+def _one_by_one(options: dict[str, Any]) -> dict[str, Any]:
+    """The options with a field of each stage in place of the stages, as the command line has them."""
+    found: dict[str, Any] = {}
+    for name, value in options.items():
+        if isinstance(value, (tuple, list)) and value and isinstance(value[0], dict):
+            found |= {f"{name}.{i}.{key}": item for i, part in enumerate(value) for key, item in part.items()}
+        else:
+            found[name] = value
+    return found
 
 
 def _flag(name: str, value: Any) -> tuple[str, str]:
@@ -174,7 +195,7 @@ def _commands(recipe: Recipe, row: paper.Row | None) -> list[str]:
     evaluate = f"hardfast evaluate {out} --attacks {' '.join(attacks)}"
     evaluate += " --checkpoint best last" if row is not None and "last" in row.figures else ""
     train = f"hardfast train {recipe.name} --out {out} --seed 0"
-    return [*_data_commands(recipe, train), evaluate, f"hardfast compare runs/{recipe.name}-*"]
+    return [*_data_commands(recipe, train), evaluate, f"hardfast compare runs/{recipe.name}-[0-9]*"]
 
 
 def _data_commands(recipe: Recipe, train: str) -> list[str]:

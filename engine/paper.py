@@ -13,8 +13,7 @@ from importlib import resources
 
 from . import recipes
 from .differences import NOT_DECIDING, changed
-from .errors import UsageError
-from .presets_paper import ALIASES
+from .presets import ALIASES
 from .recipe import Recipe
 
 TABLES = ("II", "III", "IV", "V", "VI", "VII", "VIII", "IX", "X")
@@ -33,9 +32,9 @@ METRICS = {
 }
 UNITS = {"%": 1.0, "min": 1.0, "h": 60.0}
 HOURS_FROM = 2000  # minutes, above which a time is told in hours, as Table X does
-# What may differ from the preset beside a row of the paper: the seed, and the images that choose the best checkpoint,
-# for which the paper took the test set.
-FREE = NOT_DECIDING | {"seed", "select_on"}
+# What may differ from the preset beside a row of the paper: the seed; the images that choose the best checkpoint, for
+# which the paper took the test set; and the precision, which the paper does not give.
+FREE = NOT_DECIDING | {"seed", "select_on", "data.heldout", "execution.precision", "execution.tf32"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -107,17 +106,20 @@ def row_of(name: str) -> Row | None:
 def row_beside(recipe: Recipe) -> Row | None:
     """The row that a recipe's result may stand beside: None if it stands for none, or has been changed.
 
-    A recipe keeps its row while it is its preset in everything that decides its result but the seed and `select_on`.
+    A recipe keeps its row while it is its preset in everything that decides its result but `FREE`.
     """
-    row = row_of(recipe.name)
-    if row is None:
-        return None
-    try:
-        preset = recipes.get(recipe.name)
-    except UsageError:  # a run of another version, which had more presets
-        return None
-    differing = set(changed(recipe, preset, leaving_out=FREE)) | set(changed(preset, recipe, leaving_out=FREE))
-    return None if differing else row
+    return None if differing(recipe) else row_of(recipe.name)
+
+
+def differing(recipe: Recipe) -> list[str]:
+    """The fields, by dotted name, that keep a recipe from its row of the paper; empty if none does, or it has no row."""
+    if row_of(recipe.name) is None:
+        return []
+    preset = recipes.get(recipe.name)
+    mine, theirs = changed(recipe, preset, leaving_out=FREE), changed(preset, recipe, leaving_out=FREE)
+    if "method.name" in mine:  # whose options are others, then
+        return [name for name in mine if not name.startswith("method.")] + ["method"]
+    return list(mine | theirs)
 
 
 def beside(recipe: Recipe) -> str | None:

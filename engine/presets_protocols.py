@@ -26,6 +26,7 @@ from .schedule import ScheduleOptions
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 RADII = (2, 4, 8)
+CROPS = "crops from 4 pixels of padding, where theirs are random resized crops"
 FAST_IMAGENET = Recipe(
     epochs=15,
     batch_size=512,
@@ -90,7 +91,7 @@ def imagenet_presets() -> Group:
             replace(
                 FAST_IMAGENET,
                 name=f"imagenet-fast{suffix}-eps{radius}",
-                about=f"after Wong et al.: 128 pixels, from epoch 6 on 224, from 12 on 288; {what}",
+                about=f"after Wong et al.: 128 pixels, from epoch 6 on 224, from 12 on 288; {CROPS}; {what}",
                 epsilon=f"{radius}/255",
                 method=method,
             )

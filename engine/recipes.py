@@ -1,29 +1,55 @@
-"""The presets: a recipe for every row that can be asked for by name."""
+"""The presets: a recipe for every row that can be asked for by name.
+
+They are built when they are first asked for. `GROUPS` has them as they are listed, `PRESETS` by name.
+"""
 
 from __future__ import annotations
 
 import difflib
 from dataclasses import replace
+from functools import cache
+from typing import Any
 
 from .errors import UsageError
 from .presets import Group, own_presets
-from .presets_paper import named_rows, paper_presets
-from .presets_protocols import fastat_presets, imagenet_presets
 from .recipe import OptimizerOptions, Recipe, from_json, smoothing_of, to_json
 
 __all__ = ["GROUPS", "PRESETS", "Group", "OptimizerOptions", "Recipe", "from_json", "get", "smoothing_of", "to_json"]
 
-_PAPER, _OWN = paper_presets(), own_presets()
-GROUPS: tuple[Group, ...] = (
-    replace(_OWN, recipes=_OWN.recipes + named_rows(_PAPER)),
-    *_PAPER,
-    imagenet_presets(),
-    *fastat_presets(),
-)
-"""The presets as they are listed."""
+NAMED = 3  # names that an unknown one is answered with
+GROUPS: tuple[Group, ...]
+PRESETS: dict[str, Recipe]
 
-PRESETS: dict[str, Recipe] = {recipe.name: recipe for group in GROUPS for recipe in group.recipes}
-"""The presets by name."""
+
+def __getattr__(name: str) -> Any:
+    """`GROUPS` and `PRESETS`, which take work that importing should not do."""
+    if name == "GROUPS":
+        return _groups()
+    if name == "PRESETS":
+        return _presets()
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+@cache
+def _groups() -> tuple[Group, ...]:
+    # These modules make the recipes that theirs are variants of.
+    from .presets_beyond import beyond_presets
+    from .presets_paper import named_rows, paper_presets
+    from .presets_protocols import fastat_presets, imagenet_presets
+
+    paper, own = paper_presets(), own_presets()
+    return (
+        replace(own, recipes=own.recipes + named_rows(paper)),
+        *paper,
+        beyond_presets(),
+        imagenet_presets(),
+        *fastat_presets(),
+    )
+
+
+@cache
+def _presets() -> dict[str, Recipe]:
+    return {recipe.name: recipe for group in _groups() for recipe in group.recipes}
 
 
 def get(name: str) -> Recipe:
@@ -32,8 +58,10 @@ def get(name: str) -> Recipe:
     Raises:
         UsageError: there is none.
     """
-    if name not in PRESETS:
-        close = difflib.get_close_matches(name, PRESETS, n=3)
+    presets = _presets()
+    if name not in presets:
+        beginning = [preset for preset in presets if name and preset.startswith(name)]
+        close = beginning[:NAMED] or difflib.get_close_matches(name, presets, n=NAMED)
         meant = f"did you mean {' or '.join(close)}?" if close else "`hardfast recipes` lists all"
         raise UsageError(f"recipe '{name}' is not known: {meant}")
-    return PRESETS[name]
+    return presets[name]

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import csv
+import subprocess
+import sys
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
 import pytest
 
-from hardfast.engine import listing, paper, recipes
+from hardfast.engine import listing, paper, recipes, train
 from hardfast.engine.errors import UsageError
 from hardfast.engine.methods import (
+    Fgsm2StepOptions,
     FgsmCkptOptions,
     FgsmGaOptions,
     FgsmMepOptions,
@@ -24,18 +27,30 @@ from hardfast.engine.methods import (
     PgdAtOptions,
     method_options,
 )
-from hardfast.engine.recipe import Recipe
+from hardfast.engine.recipe import Recipe, StageOptions
 from hardfast.engine.schedule import learning_rate
 
 pytest.importorskip("tyro")
 from hardfast.engine import cli
 from hardfast.engine.parsing import parse
 
-ROWS = {
-    name: line
-    for line in csv.DictReader((Path(paper.__file__).parent / "paper_tables.csv").read_text().splitlines())
-    for name in [paper.recipe_name(line["table"], line["method"], line["eps"])]
-}
+COMPARED = ("pgd-at", "fgsm-rs", "fgsm-ckpt", "fgsm-ga", "free-at", "fgsm-sdi")
+NAMES = [
+    *(f"table2-k{k}" for k in (1, 2, 10, 20, 30, 40)),
+    *("table3-benign", "table3-grad", "table3-benign-grad"),
+    *("table4-pgd2-at", "table4-pgd4-at", "table4-fgsm-sdi"),
+    *(f"table{number}-{method}" for number in (5, 6, 7, 8, 9) for method in COMPARED),
+    *(f"table10-{method}-eps{eps}" for method in ("pgd-at", "free-at", "fgsm-rs", "fgsm-sdi") for eps in (2, 4, 8)),
+]
+
+
+def rows_of_the_tables() -> list[dict[str, str]]:
+    """The first line of each row of paper_tables.csv, in its order."""
+    lines = csv.DictReader((Path(paper.__file__).parent / "paper_tables.csv").read_text().splitlines())
+    return list({(line["table"], line["method"], line["eps"]): line for line in reversed(list(lines))}.values())[::-1]
+
+
+ROWS = dict(zip(NAMES, rows_of_the_tables(), strict=True))
 MODELS = {"resnet18": "resnet18", "wideresnet34-10": "wide_resnet34_10", "preactresnet18": "preact_resnet18"}
 SCHEDULES = {
     "multistep-110": (110, "multistep", (100, 105)),
@@ -46,8 +61,8 @@ SCHEDULES = {
 
 def test_every_row_has_a_recipe_and_every_table_recipe_a_row() -> None:
     tables = [name for name in recipes.PRESETS if name.startswith("table")]
-    assert tables == list(ROWS) or sorted(tables) == sorted(ROWS)
-    assert len(ROWS) == 6 + 3 + 3 + 6 * 5 + 12
+    assert tables == NAMES
+    assert list(paper.rows()) == NAMES
 
 
 @pytest.mark.parametrize("name", ROWS)
@@ -195,26 +210,63 @@ def test_the_papers_row_stands_beside_its_recipe_only() -> None:
     assert paper.beside(recipe) == line
     for same in (
         replace(recipe, seed=7),
-        replace(recipe, select_on="test"),  # as the paper did
+        replace(recipe, select_on="test", data=replace(recipe.data, heldout=0)),  # as the paper did
+        replace(recipe, execution=replace(recipe.execution, precision="bf16")),  # the paper gives none
+        replace(recipe, execution=replace(recipe.execution, tf32=False)),
         replace(recipe, data=replace(recipe.data, root="/elsewhere")),
         replace(recipe, execution=replace(recipe.execution, mode="eager")),
     ):
         assert paper.beside(same) == line
-    for other in (
-        replace(recipe, epochs=109),
-        replace(recipe, box=True),
-        replace(recipe, method=FgsmSdiOptions(k=10)),
-        replace(recipe, method=FgsmRsOptions()),
-        replace(recipe, execution=replace(recipe.execution, precision="fp16")),
-        replace(recipe, name="a-name-of-my-own"),
-        recipes.get("digits"),
+    for other, apart in (
+        (replace(recipe, epochs=109), ["epochs"]),
+        (replace(recipe, box=True), ["box"]),
+        (replace(recipe, method=FgsmSdiOptions(k=10)), ["method.k"]),
+        (replace(recipe, method=FgsmRsOptions()), ["method"]),
+        (replace(recipe, name="a-name-of-my-own"), []),
+        (recipes.get("digits"), []),
     ):
         assert paper.beside(other) is None
+        assert paper.differing(other) == apart
+
+
+def test_selecting_as_the_paper_did(tmp_path: Path, quick_recipe: Recipe) -> None:
+    with pytest.raises(UsageError, match=r"data.heldout 0 .* add --select-on test"):
+        replace(quick_recipe, data=replace(quick_recipe.data, heldout=0))
+    as_said = replace(quick_recipe, epochs=1, select_on="test", data=replace(quick_recipe.data, heldout=0))
+    assert train(as_said, tmp_path / "run").finished
+    assert "as the paper did: --data.heldout 0 --select-on test" in listing.description(recipes.get("table5-pgd-at"))
+    assert "as the paper did" not in listing.description(recipes.get("digits"))
+
+
+def test_methods_beyond_the_paper() -> None:
+    mep, n_fgsm, two, standard = (
+        recipes.get(f"cifar10-{name}") for name in ("fgsm-mep", "n-fgsm", "fgsm-2step", "standard")
+    )
+    assert mep.label_smoothing == pytest.approx(0.4 * 10 / 9)  # leaves 0.6 on the true class
+    assert (mep.epochs, mep.schedule.milestones) == (110, (100, 105))
+    assert (n_fgsm.epochs, n_fgsm.schedule.kind, n_fgsm.optimizer.lr) == (30, "cyclic", 0.2)
+    sdi = recipes.get("table5-fgsm-sdi")
+    assert replace(sdi, name=two.name, about=two.about, method=Fgsm2StepOptions()) == two
+    assert (standard.method.name, standard.label_smoothing) == ("standard", 0)
+
+
+def test_crops_of_imagenet_are_said_to_be_others() -> None:
+    for name, recipe in recipes.PRESETS.items():
+        assert ("random resized crops" in recipe.about) is name.startswith(("table10-", "imagenet-fast")), name
+
+
+def test_importing_the_engine_builds_no_preset() -> None:
+    program = "import sys, hardfast.engine; sys.exit('hardfast.engine.presets_paper' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+    assert recipes.PRESETS is recipes.PRESETS
+    assert not hasattr(recipes, "NONE")
 
 
 def test_an_unknown_name_is_answered_with_the_nearest() -> None:
     with pytest.raises(UsageError, match="did you mean table5-fgsm-rs"):
         recipes.get("table5-fgsmrs")
+    with pytest.raises(UsageError, match="did you mean table2-k1 or table2-k2 or table2-k10"):
+        recipes.get("table2")
     with pytest.raises(UsageError, match="hardfast recipes"):
         recipes.get("zzzzzz")
 
@@ -242,6 +294,7 @@ def test_all_about_one_recipe(name: str) -> None:
     assert max(map(len, text.splitlines())) <= listing.WIDTH
     assert f"hardfast train {name} --out runs/{name}-0 --seed 0" in text
     assert ("The paper, Table" in text) is (paper.row_of(name) is not None)
+    assert f"hardfast compare runs/{name}-[0-9]*" in text  # not those of recipes whose names go on
 
 
 def test_its_commands_are_those_of_the_papers_row(capsys: pytest.CaptureFixture[str]) -> None:
@@ -253,13 +306,23 @@ def test_its_commands_are_those_of_the_papers_row(capsys: pytest.CaptureFixture[
     assert "51.30" in said  # and of the last one
 
 
-@pytest.mark.parametrize("name", [name for name, recipe in recipes.PRESETS.items() if not recipe.stages])
+def one_of_each() -> list[str]:
+    """A preset of each data set, net, schedule and number of stages, and of each method."""
+    found = {
+        (one.data.name, one.model.name, one.schedule.kind, len(one.stages)): one.name
+        for one in recipes.PRESETS.values()
+    }
+    return sorted({*found.values(), *{one.method.name: one.name for one in recipes.PRESETS.values()}.values()})
+
+
+@pytest.mark.parametrize("name", one_of_each())
 def test_its_options_can_be_typed(name: str) -> None:
-    """Typed behind a recipe of nothing but defaults, they make the preset."""
+    """Typed behind a recipe of nothing but defaults, with as many stages, they make the preset."""
     preset = recipes.get(name)
     lines = listing.description(preset).splitlines()
     begin = lines.index("It sets, where defaults differ:") + 1
     words = [word for line in lines[begin : lines.index("", begin)] for word in line.split()]
-    plain = Recipe(name=name, about=preset.about, method=method_options(preset.method.name))
+    stages = tuple(StageOptions(epoch=epoch) for epoch in range(len(preset.stages)))
+    plain = Recipe(name=name, about=preset.about, method=method_options(preset.method.name), stages=stages)
     default = cli.TrainArguments(out="run", method=preset.method.name, recipe=plain)
     assert parse(cli.TrainArguments, words, "hardfast train", default=default).recipe == preset
