@@ -4,28 +4,20 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from . import paper, recipes
+from .attacks import gradient_attacks
 from .differences import NOT_DECIDING, as_option, as_words, changed, fields_of
 from .errors import UsageError
 from .evaluation import ATTACKS
 from .methods import method_options
 from .recipe import Recipe
 from .run_folder import RunFolder
-
-# Test images of each data set that has a fixed number of them.
-TEST_IMAGES = {
-    "digits": 360,
-    "fashion-mnist": 10_000,
-    "cifar10": 10_000,
-    "cifar100": 10_000,
-    "tiny-imagenet": 10_000,
-    "imagenet": 50_000,
-}
+from .threat import format_pixels, parse_pixels
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,15 +25,15 @@ class Conditions:
     """What accuracies must share to be comparable."""
 
     dataset: str
-    image_size: int | None  # where the user chose it
+    image_size: int | None  # None is the data set's own
     epsilon: str
-    attack_step: str | None  # of PGD and C&W; None is epsilon / 4
+    attack_step: str  # of PGD and C&W
     checkpoint: str
 
     def __str__(self) -> str:
         size = "" if self.image_size is None else f" of {self.image_size}x{self.image_size}"
-        step = "" if self.attack_step is None else f", attack step {self.attack_step}"
-        return f"{self.dataset}{size}, epsilon {self.epsilon}{step}, {self.checkpoint} checkpoint"
+        attack = f"epsilon {self.epsilon}, attack step {self.attack_step}"
+        return f"{self.dataset}{size}, {attack}, {self.checkpoint} checkpoint"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,6 +42,7 @@ class Measured:
 
     accuracy: float  # percent
     images: int
+    test_images: int  # of the whole test set; 0 where an old file does not say
     warnings: tuple[str, ...] = ()  # why the accuracy is doubtful
 
 
@@ -82,6 +75,7 @@ class Row:
     runs: tuple[FinishedRun, ...]
     attacks: dict[str, tuple[Measured, ...]]  # one for each run that was attacked so
     beside: paper.Row | None  # of the paper
+    apart: tuple[str, ...] = ()  # the fields, by dotted name, that took the paper's row away
 
     @property
     def recipe(self) -> Recipe:
@@ -90,9 +84,8 @@ class Row:
 
     @property
     def test_images(self) -> int:
-        """How many test images the data set has."""
-        data = self.recipe.data
-        return data.synthetic.test_images if data.name == "synthetic" else TEST_IMAGES[data.name]
+        """How many test images the data set has; 0 where no evaluation says."""
+        return max(one.test_images for measured in self.attacks.values() for one in measured)
 
     @property
     def method(self) -> str:
@@ -161,7 +154,7 @@ def read_run(path: Path) -> FinishedRun | Unready:
     except (UsageError, OSError) as error:
         return Unready(path=path, missing=str(error).removeprefix(f"{path}/"))
     except (LookupError, TypeError, ValueError, ArithmeticError) as error:
-        return Unready(path=path, missing=f"log.jsonl or evaluations.jsonl is damaged ({error!r})")
+        return Unready(path=path, missing=f"log.jsonl is damaged ({error!r}): restore it, or train with another --out")
 
 
 def _read(path: Path) -> FinishedRun | Unready:
@@ -176,18 +169,13 @@ def _read(path: Path) -> FinishedRun | Unready:
     evaluated = _json_lines(path / "evaluations.jsonl")
     results: dict[Conditions, dict[str, Measured]] = {}
     for one in evaluated:  # the newest of each wins
-        if one["attack"] not in ATTACKS or final[one["checkpoint"]] not in (None, one["step"]):
-            continue
-        conditions = Conditions(
-            dataset=recipe.data.name,
-            image_size=recipe.data.image_size,
-            epsilon=one["epsilon"],
-            attack_step=recipe.attack_step,
-            checkpoint=one["checkpoint"],
-        )
-        warnings = tuple(one.get("warnings", ()))
-        measured = Measured(accuracy=one["accuracy"], images=one["samples"], warnings=warnings)
-        results.setdefault(conditions, {})[one["attack"]] = measured
+        try:
+            if one["attack"] not in ATTACKS or final[one["checkpoint"]] not in (None, one["step"]):
+                continue
+            results.setdefault(_conditions(recipe, one), {})[one["attack"]] = _measured(one)
+        except (LookupError, TypeError, ValueError) as error:
+            why = f"evaluations.jsonl is damaged ({error!r}): remove it and evaluate again: `hardfast evaluate {path}`"
+            return Unready(path=path, missing=why)
     if not results:
         why = "evaluated before it was finished" if evaluated else "not evaluated"
         return Unready(path=path, missing=f"{why}: `hardfast evaluate {path}`")
@@ -199,6 +187,28 @@ def _read(path: Path) -> FinishedRun | Unready:
         train_minutes=log[-1]["step_seconds"] / 60,
         wall_minutes=log[-1]["wall_seconds"] / 60,
         machine=_machine(folder),
+    )
+
+
+def _conditions(recipe: Recipe, line: Mapping[str, Any]) -> Conditions:
+    """Those of a line of evaluations.jsonl; radius and step as numbers, so that spelling makes no other table."""
+    epsilon = parse_pixels(line["epsilon"], "epsilon")
+    pgd = gradient_attacks(epsilon, recipe.parsed_attack_step())["pgd-10"]
+    return Conditions(
+        dataset=recipe.data.name,
+        image_size=recipe.test_size or recipe.data.image_size,
+        epsilon=format_pixels(epsilon),
+        attack_step=format_pixels(pgd.alpha),
+        checkpoint=line["checkpoint"],
+    )
+
+
+def _measured(line: Mapping[str, Any]) -> Measured:
+    return Measured(
+        accuracy=float(line["accuracy"]),
+        images=int(line["samples"]),
+        test_images=int(line.get("test_images", 0)),
+        warnings=tuple(line.get("warnings", ())),
     )
 
 
@@ -218,13 +228,17 @@ def rows_of(runs: Sequence[FinishedRun]) -> list[Row]:
                 name: tuple(run.results[conditions][name] for run in same if name in run.results[conditions])
                 for name in ATTACKS
             }
-            beside = paper.row_beside(same[0].recipe)
+            recipe = same[0].recipe
+            beside, apart = paper.row_beside(recipe), paper.differing(recipe)
+            if beside is not None and beside.epsilon != conditions.epsilon:
+                beside, apart = None, ["epsilon"]
             found.append(
                 Row(
                     conditions=conditions,
                     runs=tuple(same),
                     attacks={name: measured for name, measured in attacks.items() if measured},
-                    beside=beside if beside is not None and beside.epsilon == conditions.epsilon else None,
+                    beside=beside,
+                    apart=tuple(apart),
                 )
             )
     return found

@@ -13,6 +13,7 @@ from typing import Any
 
 from . import console, paper
 from .compare import Row, Unready, mean_and_deviation
+from .differences import as_option
 from .evaluation import ATTACKS
 
 WIDTH = 120
@@ -27,7 +28,7 @@ Table = Callable[[Sequence[str], Sequence[Sequence[str]]], str]
 def terminal(rows: Sequence[Row], unready: Sequence[Unready]) -> str:
     """Tables with what stands in them and what to know about it, and the runs that could not be put there."""
     return "\n".join(
-        textwrap.fill(line, WIDTH, subsequent_indent="     ", break_long_words=False) if line.startswith("  ") else line
+        _filled(line) if line.startswith("  ") else line
         for block in _blocks(rows, unready, console.table, item="  ", title="{}")
         for line in block.split("\n")
     )
@@ -50,6 +51,11 @@ def write_csv(path: Path, rows: Sequence[Row]) -> None:
         writer.writerows(lines)
 
 
+def _filled(line: str) -> str:
+    """Over several lines, with paths and commands whole."""
+    return textwrap.fill(line, WIDTH, subsequent_indent="     ", break_long_words=False, break_on_hyphens=False)
+
+
 def _blocks(rows: Sequence[Row], unready: Sequence[Unready], table: Table, *, item: str, title: str) -> list[str]:
     """Everything that is printed, block by block."""
     sections = [list(alike) for _, alike in groupby(rows, key=lambda row: row.conditions)]
@@ -65,7 +71,7 @@ def _blocks(rows: Sequence[Row], unready: Sequence[Unready], table: Table, *, it
         header = ["", "seeds", *attacks, *TIMES]
         lines = [line for at, row in zip(numbers, section, strict=True) for line in _lines(at, row, attacks)]
         blocks += [
-            title.format(f"{section[0].conditions}, {section[0].test_images:,} test images"),
+            title.format(_title(section)),
             "",
             table(header, lines),
             "",
@@ -78,6 +84,11 @@ def _blocks(rows: Sequence[Row], unready: Sequence[Unready], table: Table, *, it
     if unready:
         blocks += [title.format("Not in the tables"), "", *(f"{item}{one.path}: {one.missing}" for one in unready), ""]
     return blocks[:-1]
+
+
+def _title(section: Sequence[Row]) -> str:
+    total = max(row.test_images for row in section)
+    return f"{section[0].conditions}{f', {total:,} test images' if total else ''}"
 
 
 def _differing(sections: Sequence[Sequence[Row]]) -> str:
@@ -158,18 +169,24 @@ def _notes(numbers: Sequence[int], section: Sequence[Row], attacks: Sequence[str
 def _row_notes(row: Row) -> list[str]:
     """What is not as it should be about a row's own figures."""
     about: dict[str, list[str]] = {}
-    total = row.test_images
+    total = row.test_images or "an unknown number of"
     for attack in row.attacks:
         images, runs = row.images(attack), len(row.attacks[attack])
         if len(images) > 1:
             seen = f"measured on {' and '.join(map(str, images))} of {total} test images, by seed"
             about.setdefault(seen, []).append(attack)
-        elif images[0] != total:
+        elif images[0] != row.test_images:
             about.setdefault(f"measured on the first {images[0]} of {total} test images only", []).append(attack)
         if runs < len(row.runs):
             about.setdefault(f"measured for {runs} of {len(row.runs)} seeds only", []).append(attack)
     found = [f"{', '.join(names)} {note}" for note, names in about.items()]
     found += [f"{attack} is doubtful: {warning}" for attack in row.attacks for warning in row.warnings(attack)]
+    if row.apart:
+        names = " and ".join(map(as_option, row.apart))
+        found.append(f"the paper's row is left out: {names} {'differs' if len(row.apart) == 1 else 'differ'}")
+    precision = row.recipe.execution.precision
+    if row.figures and precision != "fp32":
+        found.append(f"ours in {precision}; the paper gives no precision")
     repeated = [seed for seed, count in Counter(run.recipe.seed for run in row.runs).items() if count > 1]
     if repeated:
         seeds = " and ".join(map(str, repeated))
@@ -186,7 +203,7 @@ def _csv_line(row: Row) -> dict[str, Any]:
         "dataset": conditions.dataset,
         "image_size": "" if conditions.image_size is None else conditions.image_size,
         "epsilon": conditions.epsilon,
-        "attack_step": conditions.attack_step or "",
+        "attack_step": conditions.attack_step,
         "checkpoint": conditions.checkpoint,
         "selected_on": recipe.select_on,
         "epochs": recipe.epochs,

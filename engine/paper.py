@@ -112,7 +112,7 @@ def row_beside(recipe: Recipe) -> Row | None:
 
 
 def differing(recipe: Recipe) -> list[str]:
-    """The fields, by dotted name, that keep a recipe from its row of the paper; empty if none does, or it has no row."""
+    """The fields, by dotted name, that keep a recipe from its row of the paper; none where it has no row."""
     if row_of(recipe.name) is None:
         return []
     preset = recipes.get(recipe.name)

@@ -13,11 +13,10 @@ from typing import Any
 import pytest
 
 from hardfast.engine import Recipe, evaluate, recipes, train
-from hardfast.engine.compare import TEST_IMAGES, FinishedRun, Row, Unready, find_runs, read_run, rows_of
+from hardfast.engine.compare import FinishedRun, Row, Unready, find_runs, read_run, rows_of
 from hardfast.engine.compare_tables import markdown, terminal
 from hardfast.engine.methods import FgsmRsOptions
-from hardfast.engine.recipe import to_json
-from hardfast.loaders import open_dataset
+from hardfast.engine.recipe import StageOptions, to_json
 
 pytest.importorskip("tyro")
 from hardfast.engine import cli
@@ -159,6 +158,21 @@ def test_other_conditions_are_other_tables(runs: Path, recipe: Recipe) -> None:
     assert "3 tables that differ in attack step, checkpoint" in terminal(rows(runs), [])
 
 
+def test_a_step_of_a_quarter_of_epsilon_is_the_usual_one_however_it_is_written(runs: Path, recipe: Recipe) -> None:
+    assert recipe.epsilon == "24/255"
+    change_recipe(runs / "sdi-1", replace(recipe, seed=1, attack_step="6.0/255"))
+    assert {str(row.conditions) for row in rows(runs)} == {
+        "digits of 8x8, epsilon 24/255, attack step 6/255, best checkpoint"
+    }
+
+
+def test_the_size_is_that_of_the_evaluation(runs: Path, recipe: Recipe) -> None:
+    """Images of another size are not the same test, and those of a run with stages have the last one's."""
+    stages = (StageOptions(epoch=0, image_size=6, batch_size=64), StageOptions(epoch=1, image_size=7, batch_size=64))
+    change_recipe(runs / "sdi-1", replace(recipe, seed=1, stages=stages))
+    assert [row.conditions.image_size for row in rows(runs)] == [8, 8, 7]
+
+
 def test_the_newest_result_of_an_attack_counts(runs: Path) -> None:
     add_evaluation(runs / "rs-0", attack="clean", accuracy=12.5)
     assert rows(runs)[0].accuracies("clean") == [12.5]
@@ -189,7 +203,9 @@ def test_what_is_missing_is_named(runs: Path, recipe: Recipe) -> None:
     evaluations.write_text("".join(json.dumps(json.loads(line) | {"step": 1}) + "\n" for line in whole.splitlines()))
     assert "evaluated before it was finished" in unready(runs / "rs-0")
     evaluations.write_text(whole.replace('"accuracy"', '"accurate"'))
-    assert "evaluations.jsonl is damaged" in unready(runs / "rs-0")
+    damaged = unready(runs / "rs-0")
+    assert "evaluations.jsonl is damaged (KeyError('accuracy'))" in damaged
+    assert f"evaluate again: `hardfast evaluate {runs / 'rs-0'}`" in damaged
     (runs / "rs-0" / "config.json").write_text("[]")
     assert unready(runs / "rs-0").startswith("config.json: ")
     # None of them is dropped, and the command does not fail over them.
@@ -211,6 +227,7 @@ def paper_run(folder: Path, recipe: Recipe, accuracy: dict[str, float]) -> None:
                 "attack": attack,
                 "accuracy": value,
                 "samples": 10_000,
+                "test_images": 10_000,
             }
             with (folder / "evaluations.jsonl").open("a") as file:
                 file.write(json.dumps(line) + "\n")
@@ -235,6 +252,19 @@ def test_the_papers_row_stands_under_its_recipe(tmp_path: Path) -> None:
         {},
         {},
     )
+    assert "the paper's row is left out: box differs" in terminal([changed_best], [])
+
+
+def test_the_papers_row_stays_under_another_precision_which_is_said(tmp_path: Path) -> None:
+    preset = recipes.get("table5-fgsm-rs")
+    paper_run(tmp_path / "fp32", preset, {"clean": 75.0})
+    half = replace(preset, execution=replace(preset.execution, precision="bf16"))
+    paper_run(tmp_path / "half", half, {"clean": 75.0})
+    fp32, in_half = (row for row in rows(tmp_path) if row.conditions.checkpoint == "best")
+    assert in_half.figures["clean"] == 73.81
+    note = "ours in bf16; the paper gives no precision"
+    assert note in terminal([in_half], [])
+    assert note not in terminal([fp32], [])
 
 
 def test_csv_and_markdown(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -281,5 +311,11 @@ def test_a_place_that_cannot_be_written(trained: Path, tmp_path: Path, capsys: p
     assert "rows.csv" in capsys.readouterr().err
 
 
-def test_the_numbers_of_test_images_are_those_of_the_data_sets() -> None:
-    assert len(open_dataset(recipes.get("digits").data).test) == TEST_IMAGES["digits"]
+def test_the_number_of_test_images_is_the_evaluations(runs: Path, recipe: Recipe) -> None:
+    assert "360 test images" in terminal(rows(runs), [])
+    (run, *_) = sorted(runs.iterdir())
+    path = run / "evaluations.jsonl"
+    old = [json.loads(line) for line in path.read_text().splitlines()]
+    path.write_text("".join(json.dumps({k: v for k, v in one.items() if k != "test_images"}) + "\n" for one in old))
+    said = terminal([row for row in rows(runs) if row.runs[0].path == run], [])
+    assert "measured on the first 360 of an unknown number of test images only" in said
