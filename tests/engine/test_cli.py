@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from hardfast.loaders import fashion_mnist
 from ..loaders.makers import SPECS, cifar_members, describe, fashion_files, write_cifar, write_idx
 
 pytest.importorskip("tyro")
+from hardfast.bench.cli import BENCHMARKS
 from hardfast.engine import cli
 
 
@@ -45,6 +47,15 @@ def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
         assert "--" in capsys.readouterr().out
     assert hardfast("--help") == 0
     assert "hardfast train RECIPE" in capsys.readouterr().out
+
+
+def test_help_names_every_command_and_every_benchmark() -> None:
+    usages = [line.strip().removeprefix("hardfast ") for line in cli.HELP.splitlines() if line.startswith("  hardfast")]
+    assert {usage.split()[0] for usage in usages} == set(cli.COMMANDS)
+    benchmarks = " ".join(usage for usage in usages if usage.startswith("bench"))
+    for name in BENCHMARKS:
+        assert re.search(rf"\b{name}\b", benchmarks), name
+        assert re.search(rf"\b{name}\b", cli.run_bench.__doc__ or ""), name
 
 
 def test_train_evaluate_and_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
