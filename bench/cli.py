@@ -17,7 +17,7 @@ from ..engine.evaluation import AttackName
 from ..engine.execution import ExecutionOptions, Mode, Precision
 from ..engine.models import ModelName
 from ..engine.parsing import parse, recipe_name
-from ..engine.recipe import Recipe
+from ..engine.recipes.recipe import Recipe
 from ..engine.run_folder import Which, write_whole
 from . import machine_code
 from .growth import bench_growth

@@ -16,7 +16,7 @@ from ..engine.environment import choose_device, describe_environment, gpu_state
 from ..engine.errors import UsageError
 from ..engine.execution import ExecutionOptions, Mode, Precision
 from ..engine.methods import Position
-from ..engine.recipe import Recipe
+from ..engine.recipes.recipe import Recipe
 from ..engine.run import Run
 from ..loaders import Batch, DataOptions, Dataset, Loader, ResidentLoader, open_dataset
 from ..loaders.synthetic import SyntheticShape

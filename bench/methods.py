@@ -13,16 +13,16 @@ from typing import Any
 import torch
 
 from ..engine import console
-from ..engine.autoattack import check_available
-from ..engine.compare import mean_and_deviation
 from ..engine.environment import choose_device, describe_environment
 from ..engine.errors import Stopped, UsageError
 from ..engine.evaluation import LIBRARY_ATTACKS, evaluate, identity
-from ..engine.evaluation_files import run_files
+from ..engine.evaluation.autoattack import check_available
+from ..engine.evaluation.files import run_files
 from ..engine.methods import FgsmSdiOptions, Position, method_options
-from ..engine.recipe import Recipe
+from ..engine.recipes.recipe import Recipe
 from ..engine.run import Run
 from ..engine.run_folder import RunFolder, Which
+from ..engine.tables.compare import mean_and_deviation
 from ..engine.trainer import train
 from ..loaders import open_dataset
 from .rows import check_places

@@ -21,7 +21,7 @@ from ..engine.errors import UsageError
 from ..engine.execution import Mode
 from ..engine.methods import FgsmSdiOptions, Position
 from ..engine.phases import observed_by, phase
-from ..engine.recipe import Recipe
+from ..engine.recipes.recipe import Recipe
 from ..engine.run import Run
 from ..kernels import to_float
 from ..loaders import Dataset, open_dataset

@@ -12,15 +12,15 @@ from typing import Any
 import torch
 
 from ..engine import console
-from ..engine.autoattack import check_available
-from ..engine.compare import mean_and_deviation
 from ..engine.environment import choose_device, describe_environment, gpu_state, wait_for
 from ..engine.errors import Diverged, UsageError
 from ..engine.evaluation import ATTACKS, LIBRARY_ATTACKS, AttackName, evaluate_net
+from ..engine.evaluation.autoattack import check_available
 from ..engine.execution import Mode, choose_execution
-from ..engine.recipe import Recipe
+from ..engine.recipes.recipe import Recipe
 from ..engine.run import Preparation, Run
 from ..engine.signals import StopRequest
+from ..engine.tables.compare import mean_and_deviation
 from ..engine.trainer import train_epoch
 from ..loaders import Dataset
 from .rows import check_places, place_columns, write_rows

@@ -13,8 +13,8 @@ from ..engine.errors import UsageError
 from ..engine.execution import ExecutionOptions
 from ..engine.methods import method_options
 from ..engine.models import ModelName, ModelOptions
-from ..engine.recipe import Recipe
-from ..engine.schedule import ScheduleOptions
+from ..engine.recipes.recipe import Recipe
+from ..engine.recipes.schedule import ScheduleOptions
 from ..loaders import DataOptions, Dataset, DatasetName, Split, open_dataset
 from ..loaders.errors import MissingDataError
 from ..loaders.synthetic import SyntheticShape

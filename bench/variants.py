@@ -14,7 +14,7 @@ from ..engine.errors import UsageError
 from ..engine.execution import ExecutionOptions, Mode, Precision
 from ..engine.methods import FgsmSdiOptions, MethodOptions, Position, StandardOptions
 from ..engine.models import ModelName, ModelOptions, NetShape, build_generator, build_model, channels_last
-from ..engine.recipe import Recipe
+from ..engine.recipes.recipe import Recipe
 from ..engine.run import Run
 from ..engine.threat import parse_pixels
 from ..kernels import random_key

@@ -4,7 +4,7 @@ from . import recipes
 from .errors import CheckpointError, EvaluationError, UsageError
 from .evaluation import evaluate, evaluate_net
 from .foreign import load_weights
-from .recipe import Recipe
+from .recipes.recipe import Recipe
 from .run_folder import load_model
 from .trainer import Outcome, train
 

@@ -14,15 +14,16 @@ from typing import Annotated
 import tyro
 
 from ..loaders import REGISTRY, DataError, DatasetName, prepare
-from . import compare, compare_tables, console, listing, recipes
+from . import console, recipes
 from .environment import own_version
 from .errors import Diverged, EvaluationError, Stopped, UsageError
 from .evaluate_command import run_evaluate
 from .evaluation import evaluate
 from .methods import METHODS, method_options
 from .parsing import parse, recipe_name
-from .recipe import Recipe
+from .recipes.recipe import Recipe
 from .run_folder import RunFolder
+from .tables import compare, compare_tables, listing
 from .trainer import train
 from .weight_file import is_weight_file
 from .weights_command import run_evaluate_weights

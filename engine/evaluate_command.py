@@ -11,10 +11,10 @@ from typing import Annotated, Any
 import tyro
 
 from . import console
-from .claim import ClaimOptions, check_attacks, check_claimable, write_claim
 from .errors import UsageError
 from .evaluation import ATTACKS, DEFAULT_ATTACKS, AttackName, evaluate, identity
-from .evaluation_files import images_of, run_files
+from .evaluation.claim import ClaimOptions, check_attacks, check_claimable, write_claim
+from .evaluation.files import images_of, run_files
 from .parsing import parse
 from .run_folder import RunFolder, Which
 

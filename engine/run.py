@@ -25,9 +25,9 @@ from .learner import Learner, Tally
 from .methods import Position, Setting
 from .models import NetShape, PaddedConv2d, build_model, seeded_initialisation
 from .optimizers import make_sgd, set_learning_rate, set_momentum
-from .recipe import Recipe, StageOptions
+from .recipes.recipe import Recipe, StageOptions
+from .recipes.schedule import learning_rate, momentum
 from .record import Best, Counters, Record
-from .schedule import learning_rate, momentum
 from .step import Step, TrainingStep
 from .threat import parse_pixels
 

@@ -25,7 +25,7 @@ from torch import nn
 from .checkpoint import MODEL, Checkpoint, CheckpointStore, load_strictly
 from .errors import CheckpointError, UsageError
 from .models import build_model, channels_last
-from .recipe import Recipe, from_json, to_json
+from .recipes.recipe import Recipe, from_json, to_json
 
 Which = Literal["best", "last"]
 # Fields of a recipe that do not decide a run's result: what a preset says of itself, where the data lie, and how the

@@ -11,16 +11,17 @@ import torch
 
 from ..kernels import to_float
 from ..loaders import open_dataset
-from . import console, paper
+from . import console
 from .environment import choose_device, describe_environment, wait_for
 from .errors import CheckpointError, Diverged, NotFinite
 from .evaluation import evaluate_net
+from .evaluation.net_checks import check_net
 from .methods import Position
-from .net_checks import check_net
-from .recipe import Recipe
+from .recipes.recipe import Recipe
 from .run import Run
 from .run_folder import RunFolder
 from .signals import StopRequest
+from .tables import paper
 
 REPORT_SECONDS = 0.5  # between two readings of the loss: each waits for the device
 

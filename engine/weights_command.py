@@ -17,7 +17,7 @@ from .environment import choose_device
 from .errors import UsageError
 from .evaluate_command import of_attacks, result_table
 from .evaluation import DEFAULT_ATTACKS, AttackName, evaluate_into, first_images
-from .evaluation_files import EvaluationFiles, images_of
+from .evaluation.files import EvaluationFiles, images_of
 from .foreign import ForeignNet, ForeignOptions, read_foreign
 from .models import NetShape
 from .parsing import parse

@@ -35,6 +35,7 @@ sys.meta_path[:] = map(Without, sys.meta_path)
 """
 NEED_MORE = {
     *("hardfast.engine.cli", "hardfast.engine.parsing", "hardfast.bench.cli"),  # tyro
+    *("hardfast.engine.evaluate_command", "hardfast.engine.weights_command"),  # tyro
     "hardfast.engine.models.imagenet_resnet",  # torchvision
     "hardfast.bench.plots",  # matplotlib
 }

@@ -16,7 +16,7 @@ from hardfast.bench.train import bench_train
 from hardfast.bench.training import Training, open_images, recipe_for
 from hardfast.engine.errors import Diverged, UsageError
 from hardfast.engine.execution import ExecutionOptions
-from hardfast.engine.step import Tally
+from hardfast.engine.learner import Tally
 from hardfast.loaders import DataOptions, open_dataset
 from hardfast.loaders.errors import MissingDataError
 from hardfast.loaders.synthetic import SyntheticShape

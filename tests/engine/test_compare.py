@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 
 from hardfast.engine import Recipe, evaluate, recipes, train
-from hardfast.engine.compare import FinishedRun, Row, Unready, find_runs, read_run, rows_of
-from hardfast.engine.compare_tables import markdown, terminal
 from hardfast.engine.methods import FgsmRsOptions
-from hardfast.engine.recipe import StageOptions, to_json
+from hardfast.engine.recipes.recipe import StageOptions, to_json
+from hardfast.engine.tables.compare import FinishedRun, Row, Unready, find_runs, read_run, rows_of
+from hardfast.engine.tables.compare_tables import markdown, terminal
 
 pytest.importorskip("tyro")
 from hardfast.engine import cli

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hardfast.engine import Recipe, UsageError, evaluate, evaluate_net, load_model, recipes
-from hardfast.engine.attack_stages import AttackPlan
-from hardfast.engine.attacks import gradient_attacks, margins, summed_margin
-from hardfast.engine.autoattack import OfficialAttacks
-from hardfast.engine.stages import Stage
+from hardfast.engine.evaluation.attack_stages import AttackPlan
+from hardfast.engine.evaluation.attacks import gradient_attacks, margins, summed_margin
+from hardfast.engine.evaluation.autoattack import OfficialAttacks
+from hardfast.engine.evaluation.stages import Stage
 from hardfast.kernels import Purpose, pixel_bounds, random_key, random_start
 from hardfast.loaders import Split, open_dataset
 

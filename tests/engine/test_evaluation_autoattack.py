@@ -12,10 +12,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hardfast.engine import EvaluationError, UsageError, autoattack, console, evaluate_net, load_model
-from hardfast.engine.attack_stages import AttackPlan
-from hardfast.engine.autoattack import STANDARD, OfficialAttacks
-from hardfast.engine.stages import Progress, run_stages
+from hardfast.engine import EvaluationError, UsageError, console, evaluate_net, load_model
+from hardfast.engine.evaluation import autoattack
+from hardfast.engine.evaluation.attack_stages import AttackPlan
+from hardfast.engine.evaluation.autoattack import STANDARD, OfficialAttacks
+from hardfast.engine.evaluation.stages import Progress, run_stages
 from hardfast.loaders import Split
 
 from .evaluating import EPS, LinearNet, as_it_sees_them, digits

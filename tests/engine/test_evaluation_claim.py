@@ -13,9 +13,9 @@ import torch
 
 pytest.importorskip("tyro")
 from hardfast.engine import Recipe, cli, evaluate, recipes, train
-from hardfast.engine.attack_flags import contradictions, square_stands_out
 from hardfast.engine.evaluation import AttackReport, identity
-from hardfast.engine.evaluation_files import EvaluationFiles, images_of, run_files
+from hardfast.engine.evaluation.attack_flags import contradictions, square_stands_out
+from hardfast.engine.evaluation.files import EvaluationFiles, images_of, run_files
 from hardfast.engine.run_folder import RunFolder
 
 

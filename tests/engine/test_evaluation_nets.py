@@ -16,9 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hardfast.engine import Recipe, UsageError, evaluate_net, load_model, train
+from hardfast.engine.evaluation.net_checks import check_net
 from hardfast.engine.methods import METHODS, method_options
 from hardfast.engine.models import NAMES, ModelOptions, NetShape, build_model
-from hardfast.engine.net_checks import check_net
 from hardfast.loaders import Split
 
 from .evaluating import EPS, LinearNet, as_it_sees_them, digits

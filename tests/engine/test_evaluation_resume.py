@@ -17,11 +17,11 @@ import pytest
 import torch
 from torch import nn
 
-from hardfast.engine import console, evaluate, evaluate_net, load_model, partial_results
-from hardfast.engine.attack_stages import AttackPlan
-from hardfast.engine.evaluation import Partial
-from hardfast.engine.partial_results import PartialResult
-from hardfast.engine.stages import Progress, Stage, run_stages
+from hardfast.engine import console, evaluate, evaluate_net, load_model
+from hardfast.engine.evaluation import Partial, partial_results
+from hardfast.engine.evaluation.attack_stages import AttackPlan
+from hardfast.engine.evaluation.partial_results import PartialResult
+from hardfast.engine.evaluation.stages import Progress, Stage, run_stages
 from hardfast.loaders import Split
 
 from .evaluating import EPS, digits

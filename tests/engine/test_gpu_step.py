@@ -16,10 +16,10 @@ from hardfast.engine.classifier import AttackBN
 from hardfast.engine.execution import ExecutionOptions, Mode, Precision
 from hardfast.engine.methods import METHODS, FgsmMepOptions, FreeAtOptions, Position, method_options
 from hardfast.engine.optimizers import set_learning_rate
-from hardfast.engine.recipe import StageOptions
+from hardfast.engine.recipes.recipe import StageOptions
+from hardfast.engine.recipes.schedule import ScheduleOptions
 from hardfast.engine.run import Run
 from hardfast.engine.run_folder import RunFolder
-from hardfast.engine.schedule import ScheduleOptions
 from hardfast.kernels import random_key
 from hardfast.loaders import Batch, open_dataset
 

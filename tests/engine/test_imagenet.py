@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hardfast.engine import Recipe, recipes
 from hardfast.engine.methods import Position
-from hardfast.engine.recipe import StageOptions
+from hardfast.engine.recipes.recipe import StageOptions
 from hardfast.engine.run import Run
 from hardfast.loaders import Batch, DataOptions, open_dataset
 from hardfast.loaders.synthetic import SyntheticShape

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from hardfast.engine import listing, paper, recipes, train
+from hardfast.engine import recipes, train
 from hardfast.engine.errors import UsageError
 from hardfast.engine.methods import (
     Fgsm2StepOptions,
@@ -27,8 +27,9 @@ from hardfast.engine.methods import (
     PgdAtOptions,
     method_options,
 )
-from hardfast.engine.recipe import Recipe, StageOptions
-from hardfast.engine.schedule import learning_rate
+from hardfast.engine.recipes.recipe import Recipe, StageOptions
+from hardfast.engine.recipes.schedule import learning_rate
+from hardfast.engine.tables import listing, paper
 
 pytest.importorskip("tyro")
 from hardfast.engine import cli
@@ -256,7 +257,7 @@ def test_crops_of_imagenet_are_said_to_be_others() -> None:
 
 
 def test_importing_the_engine_builds_no_preset() -> None:
-    program = "import sys, hardfast.engine; sys.exit('hardfast.engine.presets_paper' in sys.modules)"
+    program = "import sys, hardfast.engine; sys.exit('hardfast.engine.recipes.paper_rows' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
     assert recipes.PRESETS is recipes.PRESETS
     assert not hasattr(recipes, "NONE")

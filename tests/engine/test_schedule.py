@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from hardfast.engine import UsageError
-from hardfast.engine.schedule import ScheduleOptions, learning_rate, momentum
+from hardfast.engine.recipes.schedule import ScheduleOptions, learning_rate, momentum
 
 STEPS, EPOCHS = 7, 12
 

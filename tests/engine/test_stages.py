@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from hardfast.engine import Recipe, UsageError, train
 from hardfast.engine.execution import Execution, ExecutionOptions
 from hardfast.engine.methods import Position, method_options
-from hardfast.engine.recipe import StageOptions
+from hardfast.engine.recipes.recipe import StageOptions
 from hardfast.engine.run import Preparation, Run
 from hardfast.loaders import Batch, Split, open_dataset, resized
 

@@ -23,10 +23,10 @@ from hardfast.engine import Recipe, UsageError, evaluate_net, load_model, recipe
 from hardfast.engine.checkpoint import MODEL, STATE
 from hardfast.engine.errors import Diverged
 from hardfast.engine.methods import METHODS, method_options
-from hardfast.engine.recipe import OptimizerOptions, StageOptions
+from hardfast.engine.recipes.recipe import OptimizerOptions, StageOptions
+from hardfast.engine.recipes.schedule import ScheduleOptions
 from hardfast.engine.run import Run
 from hardfast.engine.run_folder import RunFolder
-from hardfast.engine.schedule import ScheduleOptions
 from hardfast.engine.signals import StopRequest
 from hardfast.loaders import open_dataset
 

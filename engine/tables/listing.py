@@ -7,13 +7,14 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from ..loaders import REGISTRY
-from . import console, paper, recipes
+from ...loaders import REGISTRY
+from .. import console, recipes
+from ..evaluation import ATTACKS
+from ..methods import method_options
+from ..recipes.presets import Group
+from ..recipes.recipe import Recipe
+from . import paper
 from .differences import as_option, as_words, changed, fields_of
-from .evaluation import ATTACKS
-from .methods import method_options
-from .presets import Group
-from .recipe import Recipe
 
 WIDTH = 120
 HEADS = {"clean": "clean", "pgd-50": "PGD-50", "cw": "C&W", "aa": "AA"}

@@ -14,9 +14,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from .checkpoint import Checkpoint
-from .recipe import Recipe
-from .run_folder import RunFolder, Which, write_whole
+from ..checkpoint import Checkpoint
+from ..recipes.recipe import Recipe
+from ..run_folder import RunFolder, Which, write_whole
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from .methods import Fgsm2StepOptions, FgsmMepOptions, NFgsmOptions, StandardOptions
+from ..methods import Fgsm2StepOptions, FgsmMepOptions, NFgsmOptions, StandardOptions
+from .paper_rows import CYCLIC, PIECEWISE, TRUE_CLASS
 from .presets import Group
-from .presets_paper import CYCLIC, PIECEWISE, TRUE_CLASS
 from .recipe import smoothing_of
 
 CLASSES = 10

@@ -20,9 +20,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from ..kernels import to_float
-from .console import Bar
-from .errors import EvaluationError, UsageError
+from ...kernels import to_float
+from ..console import Bar
+from ..errors import EvaluationError, UsageError
 from .stages import Stage
 
 Version = Literal["apgd-ce", "standard"]

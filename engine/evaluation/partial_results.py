@@ -17,8 +17,8 @@ from typing import Any
 
 import torch
 
-from . import console
-from .run_folder import write_whole
+from .. import console
+from ..run_folder import write_whole
 from .stages import Progress, Stage
 
 SAVE_SECONDS = 0.5  # at most so much work is lost; a write takes milliseconds, so short attacks lose nothing to it

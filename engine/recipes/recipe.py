@@ -8,16 +8,16 @@ from fractions import Fraction
 from itertools import pairwise
 from typing import Annotated, Literal
 
-from ..loaders import DataOptions
-from . import strict_json
-from .classifier import AttackBN
-from .errors import UsageError
-from .execution import ExecutionOptions
-from .markers import HIDDEN
-from .methods import FgsmSdiOptions, MethodOptions
-from .models import ModelOptions
+from ...loaders import DataOptions
+from .. import strict_json
+from ..classifier import AttackBN
+from ..errors import UsageError
+from ..execution import ExecutionOptions
+from ..markers import HIDDEN
+from ..methods import FgsmSdiOptions, MethodOptions
+from ..models import ModelOptions
+from ..threat import parse_pixels
 from .schedule import ScheduleOptions
-from .threat import parse_pixels
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

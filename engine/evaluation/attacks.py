@@ -14,8 +14,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from ..kernels import PixelBounds, Purpose, pixel_bounds, random_key, random_start
-from .gradients import Objective, attack_loss, projected_ascent, summed_cross_entropy
+from ...kernels import PixelBounds, Purpose, pixel_bounds, random_key, random_start
+from ..gradients import Objective, attack_loss, projected_ascent, summed_cross_entropy
 
 
 def margins(logits: Tensor, labels: Tensor) -> Tensor:

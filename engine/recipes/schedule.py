@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
 
-from .errors import UsageError
+from ..errors import UsageError
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -6,8 +6,8 @@ from collections.abc import Collection
 from dataclasses import asdict
 from typing import Any
 
-from .recipe import Recipe
-from .run_folder import NOT_IDENTITY
+from ..recipes.recipe import Recipe
+from ..run_folder import NOT_IDENTITY
 
 LABELS = frozenset({"name", "about"})
 # What does not decide a result, by dotted name, and what a preset is called.

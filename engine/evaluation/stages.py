@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..loaders import Split
-from .console import Bar
+from ...loaders import Split
+from ..console import Bar
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 
-from . import recipes
+from .. import recipes
+from ..recipes.presets import ALIASES
+from ..recipes.recipe import Recipe
 from .differences import NOT_DECIDING, changed
-from .presets import ALIASES
-from .recipe import Recipe
 
 TABLES = ("II", "III", "IV", "V", "VI", "VII", "VIII", "IX", "X")
 FIRST_TABLE = 2

@@ -10,11 +10,11 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from ..kernels import to_float
+from ...kernels import to_float
+from ..console import Bar
+from ..errors import NotFinite
 from . import autoattack
 from .attacks import GradientAttack, gradient_attacks
-from .console import Bar
-from .errors import NotFinite
 from .stages import Stage
 
 AttackName = Literal["clean", "fgsm", "pgd-10", "pgd-20", "pgd-50", "cw", "apgd", "aa"]

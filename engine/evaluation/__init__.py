@@ -13,19 +13,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..kernels import to_float
-from ..loaders import Split, open_dataset, resized
-from . import autoattack, console
+from ...kernels import to_float
+from ...loaders import Split, open_dataset, resized
+from .. import console
+from ..environment import choose_device
+from ..errors import UsageError
+from ..run_folder import RunFolder, Which, restored_model
+from ..threat import format_pixels, parse_pixels
+from . import autoattack
 from .attack_flags import contradictions, square_stands_out
 from .attack_stages import ATTACKS, LIBRARY_ATTACKS, AttackName, AttackPlan
-from .environment import choose_device
-from .errors import UsageError
-from .evaluation_files import AttackReport, EvaluationFiles, earlier_attacks, identity, images_of, run_files
+from .files import AttackReport, EvaluationFiles, earlier_attacks, identity, images_of, run_files
 from .net_checks import check_net
 from .partial_results import PartialResult, conditions
-from .run_folder import RunFolder, Which, restored_model
 from .stages import Progress, Stage, run_stages
-from .threat import format_pixels, parse_pixels
 
 __all__ = [
     "ATTACKS",

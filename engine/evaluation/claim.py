@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .errors import UsageError
-from .evaluation_files import images_of
-from .run_folder import write_whole
+from ..errors import UsageError
+from ..run_folder import write_whole
+from .files import images_of
 
 # The leaderboards of the L-infinity threat model, and the one radius of each.
 LEADERBOARDS = {"cifar10": "8/255", "cifar100": "8/255", "imagenet": "4/255"}

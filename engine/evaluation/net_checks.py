@@ -14,9 +14,9 @@ from fractions import Fraction
 import torch
 from torch import Tensor, nn
 
+from ..errors import NotFinite, UsageError
+from ..gradients import Objective, attack_loss, input_gradient, summed_cross_entropy
 from .attacks import margins, summed_margin
-from .errors import NotFinite, UsageError
-from .gradients import Objective, attack_loss, input_gradient, summed_cross_entropy
 
 # Of the largest logit. The rounding of fp32 sums, which differs with the batch and the kernel, stays under 1e-5.
 REPEAT_TOLERANCE, BATCH_TOLERANCE = 1e-4, 1e-3

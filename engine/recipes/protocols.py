@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ..loaders import DataOptions
-from .methods import (
+from ...loaders import DataOptions
+from ..methods import (
     FgsmGaOptions,
     FgsmMepOptions,
     FgsmRsOptions,
@@ -19,7 +19,7 @@ from .methods import (
     NFgsmOptions,
     PgdAtOptions,
 )
-from .models import ModelOptions
+from ..models import ModelOptions
 from .presets import Group
 from .recipe import OptimizerOptions, Recipe, StageOptions
 from .schedule import ScheduleOptions

@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from ..kernels import GeneratorInputs
-from ..loaders import DataOptions
-from .methods import (
+from ...kernels import GeneratorInputs
+from ...loaders import DataOptions
+from ..methods import (
     FgsmCkptOptions,
     FgsmGaOptions,
     FgsmRsOptions,
@@ -23,7 +23,7 @@ from .methods import (
     Pgd4AtOptions,
     PgdAtOptions,
 )
-from .models import ModelOptions
+from ..models import ModelOptions
 from .presets import ALIASES, Group
 from .recipe import OptimizerOptions, Recipe, smoothing_of
 from .schedule import ScheduleOptions

@@ -11,10 +11,11 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from . import console, paper
+from .. import console
+from ..evaluation import ATTACKS
+from . import paper
 from .compare import Row, Unready, mean_and_deviation
 from .differences import as_option
-from .evaluation import ATTACKS
 
 WIDTH = 120
 TIMES = ("ms/step", "train min", "wall min")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..loaders import DataOptions
-from .methods import FgsmSdiOptions
-from .models import ModelOptions
+from ...loaders import DataOptions
+from ..methods import FgsmSdiOptions
+from ..models import ModelOptions
 from .recipe import OptimizerOptions, Recipe, StageOptions
 from .schedule import ScheduleOptions
 

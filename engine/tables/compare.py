@@ -9,15 +9,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from . import paper, recipes
-from .attacks import gradient_attacks
+from .. import recipes
+from ..errors import UsageError
+from ..evaluation import ATTACKS
+from ..evaluation.attacks import gradient_attacks
+from ..methods import method_options
+from ..recipes.recipe import Recipe
+from ..run_folder import RunFolder
+from ..threat import format_pixels, parse_pixels
+from . import paper
 from .differences import NOT_DECIDING, as_option, as_words, changed, fields_of
-from .errors import UsageError
-from .evaluation import ATTACKS
-from .methods import method_options
-from .recipe import Recipe
-from .run_folder import RunFolder
-from .threat import format_pixels, parse_pixels
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -10,7 +10,7 @@ from dataclasses import replace
 from functools import cache
 from typing import Any
 
-from .errors import UsageError
+from ..errors import UsageError
 from .presets import Group, own_presets
 from .recipe import OptimizerOptions, Recipe, from_json, smoothing_of, to_json
 
@@ -33,9 +33,9 @@ def __getattr__(name: str) -> Any:
 @cache
 def _groups() -> tuple[Group, ...]:
     # These modules make the recipes that theirs are variants of.
-    from .presets_beyond import beyond_presets
-    from .presets_paper import named_rows, paper_presets
-    from .presets_protocols import fastat_presets, imagenet_presets
+    from .beyond import beyond_presets
+    from .paper_rows import named_rows, paper_presets
+    from .protocols import fastat_presets, imagenet_presets
 
     paper, own = paper_presets(), own_presets()
     return (

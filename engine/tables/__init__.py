@@ -1,0 +1,1 @@
+"""The paper's tables and ours: recipes listed beside its figures, runs compared with them."""
