@@ -26,6 +26,8 @@ from hardfast.loaders import Split
 
 from .evaluating import EPS, digits
 
+pytest.importorskip("sklearn")
+
 WORDS = ["--attacks", "fgsm", "pgd-50", "apgd", "--samples", "40", "--batch-size", "5", "--device", "cpu"]
 
 

@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from hardfast.engine import CheckpointError, UsageError, load_weights
 from hardfast.engine.foreign import ForeignOptions, read_foreign
 from hardfast.engine.models import ModelOptions, NetShape, build_model
 
+save_file = pytest.importorskip("safetensors.torch").save_file
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
 SHAPE = NetShape(num_classes=7, in_channels=3)
 Tensors = dict[str, Tensor]

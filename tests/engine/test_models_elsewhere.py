@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hardfast.engine import UsageError, cli, load_model, recipes
+from hardfast.engine import UsageError, load_model, recipes
 from hardfast.engine.frozen import FrozenTwin
 from hardfast.engine.models import (
     ModelOptions,
@@ -27,6 +27,9 @@ from hardfast.engine.models import (
 from hardfast.engine.run import Run
 from hardfast.loaders import DataOptions, open_dataset
 from hardfast.loaders.synthetic import SyntheticShape
+
+pytest.importorskip("tyro")
+from hardfast.engine import cli
 
 SHAPE = NetShape(num_classes=5, in_channels=3)
 

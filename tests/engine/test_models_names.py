@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 
 from hardfast.engine.checkpoint import load_strictly
 from hardfast.engine.models import ModelOptions, NetShape, build_model
 
+safetensors = pytest.importorskip("safetensors.torch")
 Entry = tuple[str, tuple[int, ...]]
 WIDTHS = (64, 128, 256, 512)
 
@@ -146,7 +146,7 @@ def test_a_published_weight_file_loads_unchanged(name: str, tmp_path: Path) -> N
     net = build_model(options, NetShape(num_classes=10, in_channels=3))
     assert [(key, tuple(value.shape)) for key, value in net.state_dict().items()] == listing
     published = {key: torch.full(shape, 0.5) if shape else torch.tensor(7) for key, shape in listing}
-    save_file(published, tmp_path / "model.safetensors")
-    load_strictly(net, load_file(tmp_path / "model.safetensors"), tmp_path / "model.safetensors")
+    safetensors.save_file(published, tmp_path / "model.safetensors")
+    load_strictly(net, safetensors.load_file(tmp_path / "model.safetensors"), tmp_path / "model.safetensors")
     for key, value in net.state_dict().items():
         assert torch.equal(value, published[key]), key
