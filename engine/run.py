@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..kernels import to_float
-from ..loaders import Batch, Dataset, Loader, ResidentLoader, Split, resized
+from ..loaders import Batch, Dataset, Loader, ResidentLoader, Split, check_batch_size, resized
 from .averaging import WeightAverage
 from .capture import CapturedStep, rewound
 from .checkpoint import MODEL, STATE, Checkpoint, CheckpointStore, load_optimizer, load_strictly, optimizer_tensors
@@ -74,6 +74,8 @@ class Run:
         )
         self.average = None if recipe.weight_average is None else WeightAverage(self.net, recipe.weight_average)
         self.epsilon = parse_pixels(recipe.epsilon, "epsilon")
+        for size in [stage.batch_size for stage in recipe.stages] or [recipe.batch_size]:
+            check_batch_size(size, len(data.train))
         self._loader: Loader | None = None
         self.method = recipe.method.build(
             Setting(

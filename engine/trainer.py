@@ -57,6 +57,7 @@ def train(recipe: Recipe, out: Path | str, *, device: str = "auto") -> Outcome:
     folder = RunFolder(out)
     folder.holds(recipe)  # refuses another run's folder before the data are read
     run = Run(recipe, open_dataset(recipe.data), target)
+    _check_classifier(run)
     with folder.lock(), StopRequest() as stop:
         _announce(run, why)
         if folder.holds(recipe):  # asked again: another process may have been here
@@ -65,7 +66,6 @@ def train(recipe: Recipe, out: Path | str, *, device: str = "auto") -> Outcome:
             folder.create(recipe)
         done_before = run.at.total
         if run.at.epoch < recipe.epochs:
-            _check_classifier(run)
             _prepare(run)
             changed = folder.note_environment(describe_environment(target, run.execution))
             if run.at.total:

@@ -3,7 +3,7 @@
 from .dataset import Dataset, Published, Split
 from .datasets import REGISTRY, DataOptions, DatasetName, open_dataset, prepare
 from .errors import DataError
-from .resident import Batch, Loader, ResidentLoader
+from .resident import Batch, Loader, ResidentLoader, check_batch_size
 from .resize import resized
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "Published",
     "ResidentLoader",
     "Split",
+    "check_batch_size",
     "open_dataset",
     "prepare",
     "resized",

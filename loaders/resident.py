@@ -43,6 +43,12 @@ class Loader(Protocol):
         """The batches of one epoch from number `start` on."""
 
 
+def check_batch_size(batch_size: int, samples: int) -> None:
+    """Raises DataError unless a training set of `samples` images fills a batch."""
+    if not 1 <= batch_size <= samples:
+        raise DataError(f"batch-size {batch_size} does not fit {samples} training images: choose at most that")
+
+
 class ResidentLoader:
     """Batches cut from a data set that lies on the device as uint8.
 
@@ -61,8 +67,7 @@ class ResidentLoader:
     def __init__(
         self, split: Split, *, batch_size: int, padding: int, flip: bool, seed: int, device: torch.device | str
     ) -> None:
-        if not 1 <= batch_size <= len(split):
-            raise DataError(f"batch-size {batch_size} does not fit {len(split)} training images: choose at most that")
+        check_batch_size(batch_size, len(split))
         self.split = split.to(device)
         self.batch_size, self.padding, self.flip, self.seed = batch_size, padding, flip, seed
 
