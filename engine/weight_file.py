@@ -80,7 +80,7 @@ def read_weight_file(path: Path, *, own_names: Collection[str] = ()) -> WeightFi
     with path.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     notes: list[str] = []
-    content = _read_safetensors(path) if path.suffix in SAFETENSORS else _read_pickle(path)
+    content = _read_safetensors(path) if path.suffix in SAFETENSORS else _read_torch_file(path)
     tensors = _state_dict(path, content, notes)
     tensors, normalisation = _unwrapped(path, tensors, own_names, notes)
     return WeightFile(
@@ -102,7 +102,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path} cannot be read as safetensors ({_first_line(error)}): fetch it again") from None
 
 
-def _read_pickle(path: Path) -> Any:
+def _read_torch_file(path: Path) -> Any:
     try:
         with warnings.catch_warnings():  # of formats that are then refused
             warnings.simplefilter("ignore")

@@ -55,7 +55,7 @@ class AttackPlan:
         """All that decides an attack's result but the net, the images and their batches: JSON values."""
         values: dict[str, Any] = {"attack": name, "epsilon": str(self.epsilon), "seed": self.seed}
         if name in LIBRARY_ATTACKS:
-            version, library = LIBRARY_ATTACKS[name], autoattack.library_version()
+            version, library = LIBRARY_ATTACKS[name], autoattack.official_version()
             return values | {"version": version, "classes": self.classes, "pyautoattack": library}
         attack = self._gradient_attack(name)
         if attack is None:

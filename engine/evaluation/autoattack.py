@@ -63,8 +63,8 @@ class OfficialAttacks:
         # A net with fewer than ten classes has fewer targets than the standard version's nine.
         self.targets = max(1, min(TARGETS, classes - 1))
         with _Log():
-            self.library = AutoAttack(Counted(net, bar), eps=float(epsilon), norm="Linf", seed=seed, device=device)
-        self.library.apgd_targeted.n_target_classes = self.library.fab.n_target_classes = self.targets
+            self.official = AutoAttack(Counted(net, bar), eps=float(epsilon), norm="Linf", seed=seed, device=device)
+        self.official.apgd_targeted.n_target_classes = self.official.fab.n_target_classes = self.targets
 
     def stages(self, version: Version) -> tuple[Stage, ...]:
         """The clean images, then the attacks of one version on what is left."""
@@ -102,9 +102,9 @@ class OfficialAttacks:
             EvaluationError: an image left the ball or [0, 1], or does not fool the net as the library said.
         """
         images = images.contiguous()  # the library reshapes with view
-        self.library.attacks_to_run = [name]
+        self.official.attacks_to_run = [name]
         with _weights_without_gradients(self.net), _own_random_state(images.device), _Log() as log:
-            x_adv, predicted = self.library.run_standard_evaluation(images, labels, batch_size=len(images))
+            x_adv, predicted = self.official.run_standard_evaluation(images, labels, batch_size=len(images))
         right = predicted == labels
         _check_images(images, x_adv, self.epsilon)
         _check_predictions(self.net, x_adv, labels, right)
@@ -112,13 +112,13 @@ class OfficialAttacks:
 
     def _right(self, images: Tensor, labels: Tensor) -> Tensor:
         with torch.no_grad():
-            logits: Tensor = self.library.model(images)
+            logits: Tensor = self.official.model(images)
         if not logits.isfinite().all():
             raise EvaluationError("the net's logits are not finite: its accuracy means nothing")
         return logits.argmax(dim=1) == labels
 
 
-def library_version() -> str:
+def official_version() -> str:
     """Of pyautoattack."""
     return importlib.metadata.version("pyautoattack")
 

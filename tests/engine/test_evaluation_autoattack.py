@@ -126,7 +126,7 @@ def test_fab_computes_no_weight_gradients(net: nn.Module) -> None:
     """The library's FAB calls `backward`."""
     split = digits(2)
     attacks = official(net)
-    attacks.library.fab.n_iter, attacks.library.fab.n_target_classes = 2, 1
+    attacks.official.fab.n_iter, attacks.official.fab.n_target_classes = 2, 1
     grads: list[bool] = []
     layer = net.get_submodule("linear")
     handle = layer.register_forward_hook(lambda module, inputs, output: grads.append(module.weight.requires_grad))
