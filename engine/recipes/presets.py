@@ -58,7 +58,7 @@ def own_presets() -> Group:
             replace(
                 fashion,
                 name="fashion-mnist-resnet8",
-                about="Fashion-MNIST at 14x14; one epoch, the paper's methods in hours on a CPU: `hardfast bench methods`",
+                about="Fashion-MNIST at 14x14; one epoch, all methods in hours on a CPU: `hardfast bench methods`",
                 epochs=1,
                 crop_padding=1,
                 stages=(StageOptions(epoch=0, image_size=14, batch_size=128),),
