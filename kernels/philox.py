@@ -33,6 +33,7 @@ class Purpose(IntEnum):
     EVALUATE = 7
     SYNTHETIC = 8
     INITIALISE_GENERATOR = 9
+    CROP = 10
 
 
 def philox(counter: tuple[Tensor | int, ...], seed: Tensor | int) -> tuple[Tensor, Tensor, Tensor, Tensor]:

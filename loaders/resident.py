@@ -3,50 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Protocol
 
 import torch
-from torch import Tensor
 
-from ..kernels import Purpose, augment, permutation, random_key
+from ..kernels import augment, random_key
+from .batch import Batch
+from .crops import Augmentation
 from .dataset import Split
-from .errors import DataError
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """What every loader yields, on the device."""
-
-    index: Tensor  # int64 [N]: each sample's place in the training set
-    image: Tensor  # uint8 [N, H, W, C], augmented
-    label: Tensor  # int64 [N]
-    key: Tensor  # int64 [3], from `random_key`: what the noise for these samples is drawn with
-
-    @property
-    def x(self) -> Tensor:
-        """The image as a logical NCHW tensor in channels-last memory format; no copy."""
-        return self.image.permute(0, 3, 1, 2)
-
-    def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """All of them, in the order of the fields."""
-        return self.index, self.image, self.label, self.key
-
-
-class Loader(Protocol):
-    """A source of training batches in an order that is a function of (seed, epoch)."""
-
-    def __len__(self) -> int:
-        """Batches in an epoch; an incomplete last batch is dropped."""
-
-    def epoch(self, epoch: int, *, start: int = 0) -> Iterator[Batch]:
-        """The batches of one epoch from number `start` on."""
-
-
-def check_batch_size(batch_size: int, samples: int) -> None:
-    """Raises DataError unless a training set of `samples` images fills a batch."""
-    if not 1 <= batch_size <= samples:
-        raise DataError(f"batch-size {batch_size} does not fit {samples} training images: choose at most that")
+from .order import Order
 
 
 class ResidentLoader:
