@@ -10,6 +10,14 @@ SOURCES := engine kernels loaders bench
 # Second implementations that tests compare with, installed without what they ask for and no test uses: torchattacks
 # pins a requests of 2021, adv-lib wants visdom to plot with, timm the client of a hub to download from.
 TEST_ONLY := adv-lib timm torchattacks
+# What FFCV is compiled with; opencv-python, which it imports, needs the libGL that comes with these.
+LIBRARIES := libopencv-dev libturbojpeg0-dev pkg-config g++ python3-dev
+HAVE_LIBRARIES := pkg-config --exists opencv4 libturbojpeg 2>/dev/null
+HAVE_FFCV := ls $(VENV)/lib/python3*/site-packages/ffcv/__init__.py >/dev/null 2>&1
+APT := DEBIAN_FRONTEND=noninteractive apt-get
+# `$(call apt,PACKAGES)` succeeds where they can be installed.
+apt = { test "$$(id -u)" = 0 && command -v apt-get && ($(APT) install -qq -y --no-install-recommends $(1) || \
+  { $(APT) update -qq && $(APT) install -qq -y --no-install-recommends $(1); }); } >/dev/null 2>&1
 # The source tree as the import package `hardfast`, for machines on which nothing is installed.
 TREE := .tree
 # Two test processes of one thread each are twice as fast as one of two, and do not slow down on a busy machine.
@@ -26,12 +34,18 @@ $(VENV)/installed: setup.py constraints.txt
 	  { echo "$(PYTHON) cannot make virtual environments: install Debian's python3-venv, or make PYTHON=..."; exit 2; }
 	@echo "installing into $(VENV): torch and its CUDA libraries are 5 GB"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check "uv==$(UV_VERSION)"
-	@$(BIN)/uv pip install --quiet --python $(BIN)/python --constraints constraints.txt setuptools --editable '.[eval,test]'
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --constraints constraints.txt setuptools \
+	  --editable '.[eval,test,dali]'
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --constraints constraints.txt --no-deps $(TEST_ONLY)
+	@$(HAVE_LIBRARIES) || echo "without FFCV, which is compiled with OpenCV and libturbojpeg: 'make system install' as" \
+	  "root, or Debian's $(LIBRARIES) and then 'make install'"
 	@touch $@
 
 .PHONY: install
 install: $(VENV)/installed ## a virtual environment in .venv with the tested versions
+	@$(HAVE_FFCV) || ! $(HAVE_LIBRARIES) || $(BIN)/uv pip install --quiet --python $(BIN)/python \
+	  --constraints constraints.txt --build-constraints constraints.txt ffcv || \
+	  { echo "FFCV could not be compiled, everything else is installed; it needs Debian's $(LIBRARIES)"; }
 
 .PHONY: train
 train: install ## FGSM-SDI on the digits, then clean, PGD-20 and AutoAttack accuracy: the whole job in minutes
@@ -39,11 +53,11 @@ train: install ## FGSM-SDI on the digits, then clean, PGD-20 and AutoAttack accu
 	@$(BIN)/hardfast evaluate $(RUN) --attacks clean pgd-20 aa --aa-samples $(AA_SAMPLES)
 
 .PHONY: test
-test: check system ## checks, then every test that takes seconds
+test: system check ## checks, then every test that takes seconds
 	$(PYTEST) -m "not slow and not gpu"
 
 .PHONY: test-night
-test-night: check system ## every test that runs without a GPU
+test-night: system check ## every test that runs without a GPU
 	HARDFAST_EXAMPLES=10000 $(PYTEST) -m "not gpu" --durations=10
 
 .PHONY: test-gpu
@@ -75,10 +89,10 @@ check: install ## ruff, its formatting, and the types of the package as it is in
 	@rm -rf build *.egg-info
 
 .PHONY: system
-system: ## Debian's Fashion-MNIST for the tests that read the published files, where it may be installed
-	@test -d /usr/share/datasets/fashion-mnist || { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && \
-	  (apt-get install -qq -y dataset-fashion-mnist || { apt-get update -qq && \
-	   apt-get install -qq -y dataset-fashion-mnist; }) >/dev/null 2>&1; } || \
+system: ## Debian's packages, where they may be installed: FFCV's libraries, Fashion-MNIST as published (for tests)
+	@$(HAVE_LIBRARIES) || $(call apt,$(LIBRARIES)) || \
+	  echo "FFCV's libraries are not here and cannot be installed: no FFCV (Debian: $(LIBRARIES))"
+	@test -d /usr/share/datasets/fashion-mnist || $(call apt,dataset-fashion-mnist) || \
 	  echo "Fashion-MNIST is not here and cannot be installed: its tests are skipped (Debian: dataset-fashion-mnist)"
 
 .PHONY: bench

@@ -45,7 +45,13 @@ setup(
     ],
     extras_require={
         "eval": ["pyautoattack==0.2.0"],
-        "test": ["pytest", "pytest-xdist", "hypothesis", "mypy", "pytest-benchmark", "ruff", "types-tqdm"],
+        # Compiled on the spot, with OpenCV and libturbojpeg: see `system` in the Makefile.
+        "ffcv": ["ffcv==1.0.2; platform_system == 'Linux'"],
+        "dali": ["nvidia-dali-cuda130; platform_system == 'Linux' and platform_machine == 'x86_64'"],
+        "test": [
+            *("pytest", "pytest-xdist", "hypothesis", "mypy", "pytest-benchmark", "ruff", "types-tqdm"),
+            "scikit-image",  # photographs
+        ],
     },
     entry_points={"console_scripts": ["hardfast=hardfast.engine.cli:main"]},
 )
