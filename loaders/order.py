@@ -21,8 +21,8 @@ def check_batch_size(batch_size: int, samples: int) -> None:
 class Order:
     """The order of a training set, cut into batches for the ranks of a run.
 
-    A step's samples are world_size * batch_size neighbours of one permutation, and each rank takes its part of them: the
-    steps of two ranks with 128 images are those of one rank with 256.
+    A step's samples are world_size * batch_size neighbours of one permutation, and each rank takes its part of them:
+    the steps of two ranks with 128 images are those of one rank with 256.
 
     Args:
         samples: in the training set.

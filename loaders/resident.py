@@ -8,8 +8,10 @@ import torch
 
 from ..kernels import augment, random_key
 from .batch import Batch
-from .crops import Augmentation
+from .box_resize import resize_boxes
+from .crops import Augmentation, random_boxes
 from .dataset import Split
+from .errors import DataError
 from .order import Order
 
 
@@ -19,30 +21,59 @@ class ResidentLoader:
     Args:
         split: the training set; moved to `device`.
         batch_size: samples in a batch; the last incomplete batch of an epoch is dropped.
-        padding: zero padding in pixels for the random crop; 0 is no crop.
-        flip: mirror each image with probability 1/2.
+        augmentation: crops and flips.
         seed: of the order, the crops and the flips.
         device: where the images are kept.
+        size: (height, width) that random resized crops are scaled to; by default the images' own.
+        world_size, rank: as `Order`.
 
     Raises:
-        DataError: the data set is smaller than one batch.
+        DataError: the data set is smaller than one batch, or a size without random resized crops.
     """
 
     def __init__(
-        self, split: Split, *, batch_size: int, padding: int, flip: bool, seed: int, device: torch.device | str
+        self,
+        split: Split,
+        *,
+        batch_size: int,
+        augmentation: Augmentation,
+        seed: int,
+        device: torch.device | str,
+        size: tuple[int, int] | None = None,
+        world_size: int = 1,
+        rank: int = 0,
     ) -> None:
-        check_batch_size(batch_size, len(split))
-        self.split = split.to(device)
-        self.batch_size, self.padding, self.flip, self.seed = batch_size, padding, flip, seed
+        self.order = Order(samples=len(split), batch_size=batch_size, seed=seed, world_size=world_size, rank=rank)
+        self.at = (0, 0)
+        self._split: Split | None = split.to(device)
+        self._augmentation, self._seed = augmentation, seed
+        own = (split.images.shape[1], split.images.shape[2])
+        self._size = own if size is None else size
+        if augmentation.scale is None and self._size != own:
+            raise DataError(f"images of {own} pixels lie on the device, not of {self._size}: resize them before")
 
     def __len__(self) -> int:
-        return len(self.split) // self.batch_size
+        return len(self.order)
+
+    def close(self) -> None:
+        """Lets go of the images."""
+        self._split = None
 
     def epoch(self, epoch: int, *, start: int = 0) -> Iterator[Batch]:
         """The batches of `epoch` from number `start` on; the same ones however often they are asked for."""
-        images, labels = self.split.images, self.split.labels
-        order = permutation(len(labels), seed=self.seed, purpose=Purpose.ORDER, epoch=epoch, device=labels.device)
-        key = random_key(self.seed, epoch=epoch, device=labels.device)
-        for index in order.split(self.batch_size)[start : len(self)]:
-            image = augment(images, index, key=key, padding=self.padding, flip=self.flip)
+        if self._split is None:
+            raise DataError("the resident loader was closed: make another")
+        images, labels, how = self._split.images, self._split.labels, self._augmentation
+        order = self.order.epoch(epoch, start=start, device=labels.device)
+        key = random_key(self._seed, epoch=epoch, device=labels.device)
+        self.at = (epoch, start)
+        for step, index in enumerate(order, start + 1):
+            if how.scale is None:
+                image = augment(images, index, key=key, padding=how.padding, flip=how.flip)
+            else:
+                sides = [torch.full_like(index, side) for side in images.shape[1:3]]
+                boxes = random_boxes(index, *sides, seed=self._seed, epoch=epoch, scale=how.scale)
+                cropped = resize_boxes(images[index], boxes, self._size)
+                image = augment(cropped, index, key=key, flip=how.flip, gathered=True)
+            self.at = (epoch, step) if step < len(self) else (epoch + 1, 0)
             yield Batch(index, image, labels[index], key)
