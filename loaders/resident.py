@@ -8,7 +8,6 @@ import torch
 
 from ..kernels import augment, random_key
 from .batch import Batch
-from .box_resize import resize_boxes
 from .crops import Augmentation, random_boxes
 from .dataset import Split
 from .errors import DataError
@@ -71,6 +70,8 @@ class ResidentLoader:
             if how.scale is None:
                 image = augment(images, index, key=key, padding=how.padding, flip=how.flip)
             else:
+                from .box_resize import resize_boxes
+
                 sides = [torch.full_like(index, side) for side in images.shape[1:3]]
                 boxes = random_boxes(index, *sides, seed=self._seed, epoch=epoch, scale=how.scale)
                 cropped = resize_boxes(images[index], boxes, self._size)
