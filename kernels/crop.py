@@ -1,4 +1,7 @@
-"""`augment`: from a data set that lies on the device as bytes to a cropped, flipped, converted batch, in one pass."""
+"""`augment`: from bytes on the device to a cropped, flipped, converted batch, in one pass.
+
+The bytes are a whole data set, of which the kernel gathers the batch, or a batch that a streaming loader has gathered.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +36,7 @@ def _augment_kernel(
     index_ptr,
     key_ptr,
     out_ptr,
-    images,
+    samples,
     programs_per_image,
     H: tl.constexpr,
     W: tl.constexpr,
@@ -42,6 +45,7 @@ def _augment_kernel(
     PADDING: tl.constexpr,
     REFLECT: tl.constexpr,
     FLIP: tl.constexpr,
+    GATHERED: tl.constexpr,
     PURPOSE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -51,6 +55,7 @@ def _augment_kernel(
     live = element < H * W * CHANNELS
     channel, column, row = element % CHANNELS, (element // CHANNELS) % W, element // (CHANNELS * W)
     sample = tl.load(index_ptr + image)
+    place = image.to(tl.int64) if GATHERED else sample
     if PADDING > 0 or FLIP:
         seed, epoch, step = tl.load(key_ptr), tl.load(key_ptr + 1), tl.load(key_ptr + 2)
         purpose = PURPOSE + (step << 8)
@@ -64,9 +69,9 @@ def _augment_kernel(
         row, column = tl.abs(row), tl.abs(column)
         row = tl.where(row >= H, 2 * (H - 1) - row, row)
         column = tl.where(column >= W, 2 * (W - 1) - column, column)
-    known = (sample >= 0) & (sample < images)  # a wrong index gives zeros, never another tensor's memory
+    known = (sample >= 0) & (sample < samples)  # a wrong index gives zeros, never another tensor's memory
     there = live & known & (channel < C) & (row >= 0) & (row < H) & (column >= 0) & (column < W)
-    source = images_ptr + sample * (H * W * C) + ((row * W + column) * C + channel)
+    source = images_ptr + place * (H * W * C) + ((row * W + column) * C + channel)
     x = tl.load(source, mask=there, other=0)
     if out_ptr.dtype.element_ty != tl.uint8:
         x = pixel_value(x).to(out_ptr.dtype.element_ty)
@@ -82,9 +87,13 @@ def launch_augment(
     padding: int,
     reflect: bool,
     flip: bool,
+    gathered: bool = False,
     block: int = BLOCK,
 ) -> Launch:
-    """The launch that fills `out` [N, H, W, channels], contiguous, from `images` [M, H, W, C], contiguous."""
+    """The launch that fills `out` [N, H, W, channels], contiguous, from `images` [M, H, W, C], contiguous.
+
+    If `gathered`, images[i] belongs to out[i], and M is N: the caller's promise.
+    """
     n, h, w, channels = out.shape
     c = images.shape[3]
     programs_per_image = cdiv(h * w * channels, block)
@@ -93,7 +102,7 @@ def launch_augment(
         "index_ptr": index,
         "key_ptr": key,
         "out_ptr": out,
-        "images": len(images),
+        "samples": reference.SAMPLES if gathered else len(images),
         "programs_per_image": programs_per_image,
     }
     constants = {
@@ -104,6 +113,7 @@ def launch_augment(
         "PADDING": padding,
         "REFLECT": reflect,
         "FLIP": flip,
+        "GATHERED": gathered,
         "PURPOSE": int(Purpose.AUGMENT),
         "BLOCK": block,
     }
@@ -119,13 +129,21 @@ def run_augment(
     flip: bool,
     channels: int,
     dtype: torch.dtype,
+    gathered: bool = False,
 ) -> Tensor:
     """The operator on a GPU; arguments and results as in `reference.augment`."""
     if not images.is_contiguous():
         raise ValueError(f"images have strides {images.stride()}: they must be contiguous [M, H, W, C]")
+    if gathered:
+        _require_one_for_each(images, index)
     out = images.new_empty(len(index), *images.shape[1:3], channels, dtype=dtype)
-    launch_augment(images, index, key, out, padding=padding, reflect=reflect, flip=flip).run()
+    launch_augment(images, index, key, out, padding=padding, reflect=reflect, flip=flip, gathered=gathered).run()
     return out
+
+
+def _require_one_for_each(images: Tensor, index: Tensor) -> None:
+    if len(images) != len(index):
+        raise ValueError(f"index names {len(index)} samples, but there are {len(images)} gathered images: one for each")
 
 
 def _fake_augment(
@@ -137,6 +155,7 @@ def _fake_augment(
     flip: bool,
     channels: int,
     dtype: torch.dtype,
+    gathered: bool = False,
 ) -> Tensor:
     return images.new_empty(len(index), *images.shape[1:3], channels, dtype=dtype)
 
@@ -154,13 +173,14 @@ def augment(
     flip: bool = False,
     channels: int | None = None,
     dtype: torch.dtype = torch.uint8,
+    gathered: bool = False,
 ) -> Tensor:
     """Gather by index, crop at random out of a padded frame, flip horizontally at random, convert.
 
     Args:
-        images: uint8 [M, H, W, C], contiguous: the whole data set on the device.
-        index: int64 [N], which samples, each in [0, M). Outside it a CPU raises IndexError; a GPU, which could not say
-            so without waiting, returns zeros.
+        images: uint8 [M, H, W, C], contiguous: the whole data set on the device, or the batch if `gathered`.
+        index: int64 [N], which samples, each in [0, M), or in [0, 2**32) if `gathered`. Outside it a CPU raises
+            IndexError; a GPU, which could not say so without waiting, returns zeros.
         key: from `random_key`, on the images' device.
         padding: pixels added on each side before the crop, which has the size of the image; below both sides for
             `reflect`.
@@ -168,6 +188,8 @@ def augment(
         flip: whether to mirror each sample with probability 1/2.
         channels: of the result; more than C are zeros, 4 let tensor cores take colour images.
         dtype: uint8, or float32, float16 or bfloat16 for pixels in [0, 1].
+        gathered: whether images[i] is sample index[i] already, so M = N, as a streaming loader has it: what is drawn,
+            and the result to the bit, are those of the whole data set.
 
     Returns:
         [N, H, W, channels], contiguous. Crop and flip are a function of (seed, epoch, step, sample), the same for every
@@ -185,7 +207,10 @@ def augment(
     require_key(images.device, key)
     require_integer(padding, "padding")
     require_bool(flip, "flip")
+    require_bool(gathered, "gathered")
     require_dtype(dtype, "dtype", (torch.uint8, torch.float32, torch.float16, torch.bfloat16))
+    if gathered:
+        _require_one_for_each(images, index)
     _, h, w, c = images.shape
     channels = c if channels is None else channels
     require_channels(channels, c, "the images have")
@@ -195,4 +220,4 @@ def augment(
     limit = min(h, w) if reflect else 1 << 12
     if not 0 <= padding < limit:
         raise ValueError(f"padding must lie in [0, {limit}) for images of {h}x{w} and {mode}, not {padding}")
-    return _augment_op(images, index.contiguous(), key.contiguous(), padding, reflect, flip, channels, dtype)
+    return _augment_op(images, index.contiguous(), key.contiguous(), padding, reflect, flip, channels, dtype, gathered)

@@ -16,6 +16,7 @@ from .philox import Purpose, philox, sample_words
 # the rest. Adding and subtracting ROUND rounds a small float to an integer, which then stands in its lowest bits.
 LOG2E, LN2_HIGH, LN2_LOW = 1.4426950408889634, 0.693145751953125, 1.428606820309417e-06
 ROUND, ROUND_BITS = 12582912.0, 0x4B400000
+SAMPLES = 1 << 32  # as many as a word of Philox's counter tells apart
 
 
 def to_float(x: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -188,11 +189,15 @@ def augment(
     flip: bool,
     channels: int,
     dtype: torch.dtype,
+    gathered: bool = False,
 ) -> Tensor:
-    """Gather by index, crop at random out of a padded frame, flip at random, convert: [N, H, W, channels]."""
-    if not images.is_cuda and len(index) and (index.min() < 0 or index.max() >= len(images)):
-        raise IndexError(f"index reaches from {index.min()} to {index.max()}, but there are {len(images)} images")
-    picked = images[index]
+    """Gather by index unless `gathered`, crop at random out of a padded frame, flip at random, convert."""
+    samples = SAMPLES if gathered else len(images)
+    if not images.is_cuda and len(index) and (index.min() < 0 or index.max() >= samples):
+        raise IndexError(
+            f"index reaches from {index.min()} to {index.max()}, but samples are numbered in [0, {samples})"
+        )
+    picked = images if gathered else images[index]
     n, h, w, c = picked.shape
     if padding or flip:
         seed, epoch, step = key.unbind()

@@ -307,6 +307,35 @@ OPERATIONS = {
             "mode": {"unknown": "edge", "None": None},
             "channels": {**OF_CHANNELS, "one too few": C - 1},
             "dtype": {**OF_DTYPES, "float64": torch.float64},
+            "gathered": OF_SWITCHES,
+        },
+        (),
+    ),
+    "augment, gathered": Operation(
+        augment,
+        {**CROP, "gathered": True, "index": torch.tensor([7, 0, 2**32 - 1, 7])},
+        {
+            "images": {
+                **{fault: make(DATA) for fault, make in WRONG.items() if fault != "on another device"},
+                "not contiguous": strided(DATA),
+                "NCHW view": IMAGES.permute(0, 2, 3, 1),
+                "one less": DATA[1:],
+                "one more": torch.cat([DATA, DATA[:1]]),
+                "one": DATA[:1],
+                "none": DATA[:0],
+            },
+            "index": {
+                **OF_INDICES,
+                "one less": torch.arange(N - 1),
+                "one more": torch.arange(N + 1),
+                "one": torch.arange(1),
+                "none": torch.arange(0),
+                "past the end": torch.tensor([0, 1, 2, 2**32]),
+                "negative": torch.tensor([0, 1, 2, -1]),
+            },
+            "key": OF_KEYS,
+            "channels": OF_CHANNELS,
+            "padding": OF_INTEGERS,
         },
         (),
     ),
@@ -378,7 +407,7 @@ def test_both_implementations_agree(name: str, implementation: str, monkeypatch:
 
 
 @pytest.mark.parametrize("empty", [(0, C, H, W), (N, 0, H, W), (N, C, 0, W), (N, C, H, 0)], ids=str)
-@pytest.mark.parametrize("name", [n for n in OPERATIONS if n not in ("augment", *HELPERS)])
+@pytest.mark.parametrize("name", [n for n in OPERATIONS if not n.startswith("augment") and n not in HELPERS])
 def test_empty_images_give_empty_results(name: str, empty: tuple[int, ...], implementation: str) -> None:
     operation = OPERATIONS[name]
     changed = {
@@ -439,6 +468,8 @@ def test_the_derivative_of_both_implementations(implementation: str, monkeypatch
 
 def test_an_empty_index_gives_an_empty_batch(implementation: str) -> None:
     assert augment(DATA, torch.arange(0), key=random_key(0), padding=2, flip=True).shape == (0, H, W, C)
+    streamed = augment(DATA[:0], torch.arange(0), key=random_key(0), padding=2, flip=True, gathered=True)
+    assert streamed.shape == (0, H, W, C)
 
 
 def test_results_share_no_memory_with_their_inputs(implementation: str) -> None:

@@ -69,9 +69,11 @@ def calls(shape: tuple[int, ...], dtype: torch.dtype, memory: torch.memory_forma
         flag = torch.zeros(1, dtype=torch.int32, device=device)
         return *initial_point(x.to(device), gradient.to(device), epsilon=EPSILON, flag=flag), flag
 
-    def cut(device: str, mode: Any, out: torch.dtype) -> Any:
-        given = images.to(device), torch.arange(len(x)).flip(0).to(device)
-        return augment(*given, key=key.to(device), padding=2, mode=mode, flip=True, channels=4, dtype=out)
+    def cut(device: str, mode: Any, out: torch.dtype, samples: Tensor, gathered: bool = False) -> Any:
+        options = {"padding": 2, "mode": mode, "flip": True, "channels": 4, "dtype": out, "gathered": gathered}
+        return augment(images.to(device), samples.to(device), key=key.to(device), **options)
+
+    reverse = torch.arange(len(x)).flip(0)
 
     return {
         "to_float": lambda device: to_float(x.to(device), dtype),
@@ -88,8 +90,9 @@ def calls(shape: tuple[int, ...], dtype: torch.dtype, memory: torch.memory_forma
         "random_start": lambda device: random_start(
             x.to(device), index.to(device), key=key.to(device), radius=EPSILON, dtype=dtype
         ),
-        "augment, zeros": lambda device: cut(device, "zeros", dtype),
-        "augment, reflect": lambda device: cut(device, "reflect", torch.uint8),
+        "augment, zeros": lambda device: cut(device, "zeros", dtype, reverse),
+        "augment, reflect": lambda device: cut(device, "reflect", torch.uint8, reverse),
+        "augment, gathered": lambda device: cut(device, "zeros", torch.uint8, 2**32 - 1 - reverse, gathered=True),
     }
 
 

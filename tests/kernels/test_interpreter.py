@@ -378,6 +378,7 @@ def test_random_start(
     st.integers(0, 6),
     st.booleans(),
     st.booleans(),
+    st.booleans(),
     st.integers(0, 2),
     st.sampled_from([torch.uint8, *FLOATS]),
     blocks,
@@ -390,28 +391,52 @@ def test_augment(
     padding: int,
     reflect: bool,
     flip: bool,
+    gathered: bool,
     more: int,
     dtype: torch.dtype,
     block: int,
 ) -> None:
+    """A batch that was gathered before, too: like the one out of the whole data set, to the bit."""
     m, c, h, w = draw.shape
     padding = min(padding, min(h, w) - 1) if reflect else padding
     images = draw.bytes().permute(0, 2, 3, 1).contiguous()
     index = torch.randint(0, m, (3,), generator=draw.generator)
     key = random_key(seed, epoch=epoch, step=step)
+    options = {"padding": padding, "reflect": reflect, "flip": flip, "gathered": gathered, "block": block}
     with guards() as guard:
         out = guard.like(torch.empty(3, h, w, c + more, dtype=dtype))
-        held = guard.holding(images), guard.holding(index), guard.holding(key)
-        launch_augment(*held, out, padding=padding, reflect=reflect, flip=flip, block=block).run()
-    assert same_bits(out, reference.augment(images, index, key, padding, reflect, flip, c + more, dtype))
+        held = guard.holding(images[index] if gathered else images), guard.holding(index), guard.holding(key)
+        launch_augment(*held, out, **options).run()
+    rest = key, padding, reflect, flip, c + more, dtype
+    assert same_bits(out, reference.augment(images, index, *rest))
+    assert same_bits(out, reference.augment(images[index], index, *rest, gathered=True))
 
 
-def test_a_wrong_index_reads_no_foreign_memory() -> None:
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize("padding", [0, 3])
+def test_gathered_samples_have_any_number(padding: int, flip: bool) -> None:
+    """The number of a sample says what is drawn for it, not where its image lies."""
+    images = torch.randint(0, 256, (64, 5, 6, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    index = torch.randint(0, 2**32, (64,), generator=torch.Generator().manual_seed(1))
+    index[:2] = torch.tensor([0, 2**32 - 1])
+    out = torch.empty_like(images)
+    options = {"padding": padding, "reflect": False, "flip": flip}
+    launch_augment(images, index, random_key(5, epoch=2), out, gathered=True, **options).run()
+    rest = random_key(5, epoch=2), padding, False, flip, 3, torch.uint8
+    assert same_bits(out, reference.augment(images, index, *rest, gathered=True))
+    assert same_bits(out[7:9], reference.augment(images[7:9], index[7:9], *rest, gathered=True))
+    other = reference.augment(images, torch.arange(64), *rest, gathered=True)
+    assert same_bits(other, reference.augment(images, torch.arange(64), *rest))
+    assert torch.equal(out, other) == (padding == 0 and not flip)
+
+
+@pytest.mark.parametrize(("gathered", "past"), [(False, 4), (True, 2**32)])
+def test_a_wrong_index_reads_no_foreign_memory(gathered: bool, past: int) -> None:
     """On a GPU the kernel cannot raise; it gives zeros for a sample that is not there."""
-    images = torch.full((4, 5, 5, 3), 7, dtype=torch.uint8)
+    images = torch.full((3 if gathered else 4, 5, 5, 3), 7, dtype=torch.uint8)
     out = torch.full((3, 5, 5, 3), 9, dtype=torch.uint8)
-    index = torch.tensor([-1, 2, 4])
-    launch_augment(images, index, random_key(0), out, padding=0, reflect=False, flip=True).run()
+    index = torch.tensor([-1, 2, past])
+    launch_augment(images, index, random_key(0), out, padding=0, reflect=False, flip=True, gathered=gathered).run()
     assert [image.unique().tolist() for image in out] == [[0], [7], [0]]
 
 
@@ -470,13 +495,17 @@ def large_random_start() -> tuple[Launch, Tensor, Tensor]:
     return launch_random_start(out, index, key, radius=0.03, purpose=3), out, wanted
 
 
-def large_augment() -> tuple[Launch, Tensor, Tensor]:
+def large_augment(gathered: bool = False) -> tuple[Launch, Tensor, Tensor]:
     """Both the data set and the batch."""
     images, out = (large(torch.uint8).permute(0, 2, 3, 1) for _ in range(2))
     index, key = torch.arange(IMAGES), random_key(1)
     wanted = reference.augment(images, index[-TAIL:], key, 4, False, True, 3, torch.uint8)
-    launch = launch_augment(images, index, key, out, padding=4, reflect=False, flip=True)
+    launch = launch_augment(images, index, key, out, padding=4, reflect=False, flip=True, gathered=gathered)
     return launch, out.permute(0, 3, 1, 2), wanted.permute(0, 3, 1, 2)
+
+
+def large_gathered_augment() -> tuple[Launch, Tensor, Tensor]:
+    return large_augment(gathered=True)
 
 
 LARGE = [
@@ -487,6 +516,7 @@ LARGE = [
     large_masked,
     large_random_start,
     large_augment,
+    large_gathered_augment,
 ]
 
 

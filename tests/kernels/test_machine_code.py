@@ -36,11 +36,17 @@ ODD = """
 import torch
 from hardfast.bench.kernel_cases import CASES, Shape
 from hardfast.bench.machine_code import compile_launch
+from hardfast.kernels.crop import launch_augment
 
 for shape in (Shape(1, 1, 1), Shape(1, 2, 1), Shape(3, 5, 3), Shape(2, 17, 4)):
     for case in CASES:
         if case.kernel != "augment" or shape.size > 1:  # its cases pad by a pixel, reflected
-            assert compile_launch(case.build(shape, torch.device("cpu"), 0).launch, 90).asm["cubin"]
+            launch = case.build(shape, torch.device("cpu"), 0).launch
+            assert compile_launch(launch, 90).asm["cubin"]
+            if case.kernel == "augment":  # a streamed batch
+                given = [launch.arguments[f"{name}_ptr"] for name in ("images", "index", "key", "out")]
+                streamed = launch_augment(*given, padding=1, reflect=False, flip=True, gathered=True)
+                assert compile_launch(streamed, 90).asm["cubin"]
 """
 
 

@@ -63,7 +63,7 @@ def operator_calls(memory: torch.memory_format) -> dict[str, tuple[Any, ...]]:
         "signed_step": (x, eta, gradient, *step, flag(), True, True),
         "masked": (inside, gradient),
         "random_start": (x, index, key, 0.03, int(Purpose.START), torch.float32),
-        "augment": (images, index, key, 2, True, True, 4, torch.float32),
+        "augment": (images, index, key, 2, True, True, 4, torch.float32, False),
     }
 
 
@@ -77,6 +77,9 @@ def test_opcheck(name: str, memory: torch.memory_format) -> None:
         torch.library.opcheck(
             OPS.signed_step.default, (x, eta, None, 0.0, False, None, 0.0, False, torch.float32, None, False, False)
         )
+    if name == "augment":  # its other variant: the images of samples with other numbers
+        images, _, *rest, _ = arguments
+        torch.library.opcheck(OPS.augment.default, (images, torch.tensor([5, 2**31, 2**32 - 1]), *rest, True))
 
 
 def test_every_operator_is_checked() -> None:
@@ -146,6 +149,9 @@ CALLS: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor], Any]] = {
     "augment": lambda x, eta, gradient, flag: augment(
         x.permute(0, 2, 3, 1).contiguous(), INDEX[:2], key=KEY, padding=2, flip=True
     ),
+    "augment, gathered": lambda x, eta, gradient, flag: augment(
+        x.permute(0, 2, 3, 1).contiguous(), INDEX + 2**31, key=KEY, padding=2, flip=True, gathered=True
+    ),
 }
 
 
@@ -186,6 +192,7 @@ def test_operators_refuse_what_they_cannot_index() -> None:
         require_alike(x.transpose(2, 3))
     turned, bounds = x.transpose(2, 3), pixel_bounds(EPSILON, box=True)
     start, index, key = eta.transpose(2, 3), torch.arange(3), random_key(0)
+    images = x.permute(0, 2, 3, 1).contiguous()
     step = (0.03, True, bounds.table, 0.03, True, torch.float32, None, True, True)
     for refused in (
         lambda: run_to_float(turned, torch.float32),
@@ -197,10 +204,11 @@ def test_operators_refuse_what_they_cannot_index() -> None:
         lambda: run_masked(torch.zeros(999, dtype=torch.uint8), start),
         lambda: run_random_start(turned, index, key, 0.03, 3, torch.float32),
         lambda: run_augment(x.permute(0, 2, 3, 1)[:, :, ::2], index, key, 0, False, False, 3, torch.uint8),
+        lambda: run_augment(images, torch.arange(4), key, 0, False, False, 3, torch.uint8, gathered=True),
         lambda: run_signed_step(x, eta, gradient, 0.03, False, None, 0.0, False, torch.float32, None, True, True),
         lambda: OPS.signed_step(x, eta, gradient, 0.03, False, None, 0.0, False, torch.float32, None, True, True),
     ):
-        with pytest.raises(ValueError, match=r"strides|bit for each|without one"):
+        with pytest.raises(ValueError, match=r"strides|bit for each|without one|one for each"):
             refused()
 
 

@@ -201,6 +201,24 @@ def test_augment_depends_on_the_sample_not_on_the_batch() -> None:
     assert torch.equal(augment(data, index[[2, 0]], key=random_key(3, epoch=1), padding=4, flip=True), whole[[2, 0]])
 
 
+@pytest.mark.parametrize("channels", [3, 5])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize(("padding", "mode"), [(0, "zeros"), (1, "zeros"), (40, "zeros"), (3, "reflect")])
+def test_a_gathered_batch_is_augmented_like_the_data_set(
+    padding: int, mode: str, flip: bool, dtype: torch.dtype, channels: int
+) -> None:
+    data = images(n=30).permute(0, 2, 3, 1).contiguous()
+    index = torch.tensor([3, 17, 29, 0, 17])
+    options = {"key": random_key(3, epoch=1, step=2), "padding": padding, "mode": mode, "flip": flip, "dtype": dtype}
+    whole = augment(data, index, channels=channels, **options)
+    picked = data[index]
+    streamed = augment(picked, index, channels=channels, gathered=True, **options)
+    assert torch.equal(streamed, whole)
+    assert torch.equal(picked, data[index])  # left as it was
+    assert streamed.data_ptr() != picked.data_ptr()
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [

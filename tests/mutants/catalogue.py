@@ -274,8 +274,8 @@ CROP = (
     Mutant("crop.py", "& (row < H) &", "& (row <= H) &", "a row of the next image"),
     Mutant("crop.py", "known & (channel < C) &", "known &", "padding channels not zero"),
     Mutant("crop.py", "(row * W + column) * C + channel", "(row * H + column) * C + channel", "wrong for H != W"),
-    Mutant("crop.py", "images_ptr + sample * (H", "images_ptr + image * (H", "index ignored"),
-    Mutant("crop.py", "images_ptr + sample * (H", "images_ptr + sample.to(tl.int32) * (H", "int32 offsets"),
+    Mutant("crop.py", "images_ptr + place * (H", "images_ptr + image * (H", "index ignored"),
+    Mutant("crop.py", "images_ptr + place * (H", "images_ptr + place.to(tl.int32) * (H", "int32 offsets"),
     Mutant("crop.py", "epoch.to(tl.uint32), purpose", "zero, purpose", "the same crop in every epoch"),
     Mutant("crop.py", "PURPOSE + (step << 8)", "PURPOSE + step", "step and purpose share bits"),
     Mutant("crop.py", "int(Purpose.AUGMENT)", "int(Purpose.START)", "crops share counters with the noise"),
@@ -285,7 +285,18 @@ CROP = (
     Mutant(
         "crop.py", "require_channels(channels, c,", "require_channels(channels, 1,", "too few channels are accepted"
     ),
-    Mutant("crop.py", "(sample < images)", "(sample <= images)", "one image past the data set"),
+    Mutant("crop.py", "(sample < samples)", "(sample <= samples)", "one image past the data set"),
+    Mutant("crop.py", "if GATHERED else sample", "if False else sample", "a streamed image looked up by its sample"),
+    Mutant("crop.py", "image.to(tl.int64) if GATHERED", "image if GATHERED", "int32 offsets in a streamed batch"),
+    Mutant("crop.py", "zero, sample.to(tl.uint32)", "zero, place.to(tl.uint32)", "drawn for the place in the batch"),
+    Mutant("crop.py", "SAMPLES if gathered else", "SAMPLES if not gathered else", "samples of a batch bounded by it"),
+    Mutant(
+        "crop.py",
+        "    if gathered:\n        _require_one_for_each(images, index)\n    _,",
+        "    _,",
+        "a batch with more samples than images",
+    ),
+    Mutant("crop.py", 'require_bool(gathered, "gathered")', "", "anything taken for a gathered batch"),
 )
 
 PROJECTION = (
@@ -381,6 +392,8 @@ REFERENCE = (
     ),
     Mutant("reference.py", "epoch=epoch, step=step)", "epoch=epoch)", "augment ignores the step"),
     Mutant("reference.py", "index.min() < 0 or ", "", "a negative index counts from the end"),
+    Mutant("reference.py", "images if gathered else images[index]", "images[index]", "a streamed batch gathered again"),
+    Mutant("reference.py", "SAMPLES if gathered else", "1 << 40 if gathered else", "samples beyond a counter's word"),
 )
 
 PHILOX = (
@@ -464,6 +477,13 @@ OPERATORS = (
         "    if not images.is_contiguous():\n        raise",
         "    if False:\n        raise",
         "strides unchecked",
+    ),
+    Mutant("crop.py", "flip=flip, gathered=gathered).run()", "flip=flip).run()", "a streamed batch indexed on a GPU"),
+    Mutant(
+        "crop.py",
+        "    if gathered:\n        _require_one_for_each(images, index)\n    out",
+        "    out",
+        "the operator reads past a batch",
     ),
     Mutant("initial.py", "epsilon=epsilon).run()", "epsilon=1.0).run()", "epsilon lost on the way"),
     Mutant("perturb.py", "if len(inside) != (", "if len(inside) < 0 * (", "a clip mask of any length"),
