@@ -136,12 +136,15 @@ def die_with_parent(parent: int) -> None:
 
 def main() -> None:
     """Opens what the first line of the input says, and serves."""
-    opening = json.loads(sys.stdin.buffer.readline())
+    # Away from sys.stdin: processes that a backend forks close that, and would wait for the lock of our reading thread.
+    requests = os.fdopen(os.dup(0), "rb")
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    opening = json.loads(requests.readline())
     die_with_parent(opening["parent"])
     spec = FeedSpec.from_json(opening["spec"])
     outbox = Outbox(opening["answers"])
     inbox = Inbox(opening["slots"])
-    threading.Thread(target=receive, args=(sys.stdin.buffer, inbox), daemon=True).start()
+    threading.Thread(target=receive, args=(requests, inbox), daemon=True).start()
     threading.excepthook = lambda args: outbox.failed(args.exc_value or RuntimeError("a thread failed"))
     try:
         ring = Ring((spec.batch_size, spec.height, spec.width, 3), opening["slots"], opening["ring"])
