@@ -22,7 +22,7 @@ from ..engine.run import Preparation, Run
 from ..engine.signals import StopRequest
 from ..engine.tables.compare import mean_and_deviation
 from ..engine.trainer import train_epoch
-from ..loaders import Dataset
+from ..loaders import Dataset, in_memory
 from .rows import check_places, place_columns, write_rows
 from .training import Training, open_images, recipe_for
 
@@ -166,7 +166,9 @@ def train_once(
         run.net.eval()
         options: dict[str, Any] = {"attacks": attacks, "samples_of": samples_of, "seed": recipe.seed}
         step = recipe.parsed_attack_step()
-        reports = evaluate_net(run.net, data.test.to(device), epsilon=run.epsilon, step=step, **options).attacks
+        reports = evaluate_net(
+            run.net, in_memory(data.test).to(device), epsilon=run.epsilon, step=step, **options
+        ).attacks
     return TrainRow(
         recipe=recipe,
         images=len(data.train),

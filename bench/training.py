@@ -15,7 +15,7 @@ from ..engine.methods import method_options
 from ..engine.models import ModelName, ModelOptions
 from ..engine.recipes.recipe import Recipe
 from ..engine.recipes.schedule import ScheduleOptions
-from ..loaders import DataOptions, Dataset, DatasetName, Split, open_dataset
+from ..loaders import DataOptions, Dataset, DatasetName, Split, in_memory, open_dataset
 from ..loaders.errors import MissingDataError
 from ..loaders.synthetic import SyntheticShape
 
@@ -92,16 +92,17 @@ def open_images(training: Training) -> tuple[DatasetName, Dataset]:
         UsageError: there are not so many images, or fewer than a batch.
     """
     name, data = _opened(training)
-    train, limit = data.train, len(data.train) + len(data.heldout)
+    train, heldout, test = (in_memory(split) for split in (data.train, data.heldout, data.test))
+    limit = len(train) + len(heldout)
     wanted = min(IMAGES, limit) if training.images is None else training.images
     if wanted > limit:
         raise UsageError(f"--images {wanted}: {name} has {limit} for training, choose at most that")
     if wanted < training.batch:
         raise UsageError(f"--batch {training.batch} does not fit the {wanted} images of {name}")
     if wanted > len(train):  # no checkpoint is selected here, so the held-out images are free
-        train = Split(*(torch.cat(pair) for pair in zip(_tensors(train), _tensors(data.heldout), strict=True)))
+        train = Split(*(torch.cat(pair) for pair in zip(_tensors(train), _tensors(heldout), strict=True)))
     train = train.take(torch.arange(wanted))
-    data = replace(data, train=_in_colour(train), heldout=_in_colour(data.heldout), test=_in_colour(data.test))
+    data = replace(data, train=_in_colour(train), heldout=_in_colour(heldout), test=_in_colour(test))
     return name, data
 
 

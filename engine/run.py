@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..kernels import to_float
-from ..loaders import Batch, Dataset, Loader, ResidentLoader, Split, check_batch_size, resized
+from ..loaders import Batch, Dataset, Loader, Split, check_batch_size, choose_loader, in_memory, make_loader, resized
 from .averaging import WeightAverage
 from .capture import CapturedStep, rewound
 from .checkpoint import MODEL, STATE, Checkpoint, CheckpointStore, load_optimizer, load_strictly, optimizer_tensors
@@ -77,6 +77,9 @@ class Run:
         for size in [stage.batch_size for stage in recipe.stages] or [recipe.batch_size]:
             check_batch_size(size, len(data.train))
         self._loader: Loader | None = None
+        self.loader_choice = choose_loader(
+            data, self._image_shape()[1:], options=recipe.loader, augmentation=recipe.augmentation, device=device
+        )
         self.method = recipe.method.build(
             Setting(
                 classifier=self.classifier,
@@ -116,7 +119,8 @@ class Run:
         stage = self.recipe.stage_of(self.at.epoch)
         if stage == self.stage:
             return None
-        self.stage, self._loader = stage, None
+        self.close()
+        self.stage = stage
         self.method.resize(self._image_shape(), self.batch_size)
         self.step, self.prepared = self._make_step(), None
         return stage
@@ -125,22 +129,30 @@ class Run:
     def loader(self) -> Loader:
         """The training batches of the current stage; made when they are first asked for."""
         if self._loader is None:
-            self._loader = ResidentLoader(
-                self.data.train if self.stage is None else resized(self.data.train, self.stage.image_size),
+            self._loader = make_loader(
+                self.loader_choice,
+                self.data,
+                self._image_shape()[1:],
+                options=self.recipe.loader,
+                augmentation=self.recipe.augmentation,
                 batch_size=self.batch_size,
-                padding=self.recipe.crop_padding,
-                flip=self.recipe.flip,
                 seed=self.recipe.seed,
                 device=self.device,
             )
         return self._loader
+
+    def close(self) -> None:
+        """Ends the loader's processes and threads; a loader is made again where one is asked for."""
+        if self._loader is not None:
+            self._loader.close()
+            self._loader = None
 
     @cached_property
     def selecting(self) -> Split:
         """The images that choose the best checkpoint, on the device, at the size that the test images have."""
         split = self.data.heldout if self.recipe.select_on == "heldout" else self.data.test
         size = self.recipe.test_size
-        return (split if size is None else resized(split, size)).to(self.device)
+        return (in_memory(split) if size is None else resized(split, size)).to(self.device)
 
     def _image_shape(self) -> tuple[int, int, int]:
         """Channels, height and width of a training image."""

@@ -16,21 +16,26 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import nn
 
+from ..loaders import LoaderOptions
 from .checkpoint import MODEL, Checkpoint, CheckpointStore, load_strictly
 from .errors import CheckpointError, UsageError
 from .models import build_model, channels_last
 from .recipes.recipe import Recipe, from_json, to_json
 
 Which = Literal["best", "last"]
-# Fields of a recipe that do not decide a run's result: what a preset says of itself, where the data lie, and how the
-# steps are executed (environment.json records it).
-NOT_IDENTITY = {("", "about"), ("data", "root"), ("execution", "mode"), ("execution", "pad_channels")}
+# Fields of a recipe that do not decide a run's result: what a preset says of itself, where the data lie, what reads
+# them, and how the steps are executed (environment.json records both).
+NOT_IDENTITY = {
+    *(("", "about"), ("data", "root"), ("execution", "mode"), ("execution", "pad_channels")),
+    *(("loader", field.name) for field in fields(LoaderOptions)),
+}
 
 
 class RunFolder:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,7 +59,7 @@ def train(recipe: Recipe, out: Path | str, *, device: str = "auto") -> Outcome:
     folder.holds(recipe)  # refuses another run's folder before the data are read
     run = Run(recipe, open_dataset(recipe.data), target)
     _check_classifier(run)
-    with folder.lock(), StopRequest() as stop:
+    with closing(run), folder.lock(), StopRequest() as stop:
         _announce(run, why)
         if folder.holds(recipe):  # asked again: another process may have been here
             _restore(run, folder)
@@ -67,7 +68,9 @@ def train(recipe: Recipe, out: Path | str, *, device: str = "auto") -> Outcome:
         done_before = run.at.total
         if run.at.epoch < recipe.epochs:
             _prepare(run)
-            changed = folder.note_environment(describe_environment(target, run.execution))
+            environment = describe_environment(target, run.execution)
+            environment["numerics"]["loader"] = run.loader_choice.name  # decoders differ by a grey level or two
+            changed = folder.note_environment(environment)
             if run.at.total:
                 _announce_resumption(run, changed)
         while run.at.epoch < recipe.epochs and not stop.requested:
@@ -193,7 +196,10 @@ def _announce(run: Run, why: str) -> None:
     if reported is not None:
         console.line(reported)
     console.line(f"device {run.device} ({why}), {run.execution.describe()}, {torch.get_num_threads()} CPU threads")
-    for line in run.slower_paths():
+    loader = run.loader_choice
+    workers = "" if loader.name == "resident" else f", {recipe.loader.worker_count} workers"
+    console.line(f"loader {loader.name} ({loader.why}){workers}")
+    for line in (*loader.notes, *run.slower_paths()):
         console.line(line)
 
 

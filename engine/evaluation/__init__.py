@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ...kernels import to_float
-from ...loaders import Split, open_dataset, resized
+from ...loaders import Split, StreamedSplit, in_memory, open_dataset, resized
 from .. import console
 from ..environment import choose_device
 from ..errors import UsageError
@@ -212,15 +212,22 @@ def split_sha256(split: Split) -> str:
     return digest.hexdigest()
 
 
-def first_images(split: Split, samples: int | None) -> Split:
-    """The first so many test images; all of them if it is None.
+def first_images(split: Split | StreamedSplit, samples: int | None, *, size: int | None = None) -> Split:
+    """The first so many test images, in memory.
+
+    Args:
+        split: all of them.
+        samples: how many; None is all.
+        size: pixels on a side; None is the split's own.
 
     Raises:
         UsageError: fewer than one is asked for.
+        DataError: an image that has to be decoded is damaged.
     """
     if samples is not None and samples < 1:
         raise UsageError(f"samples must be at least 1, not {samples}")
-    return split.take(torch.arange(min(samples or len(split), len(split))))
+    part = split.take(torch.arange(min(samples or len(split), len(split))))
+    return in_memory(part) if size is None else resized(part, size)
 
 
 def evaluate_into(
@@ -294,9 +301,7 @@ def evaluate(
     recipe, found = folder.recipe(), folder.checkpoint(checkpoint)
     target, why = choose_device(device)
     test = open_dataset(recipe.data.at(data_root)).test
-    part = first_images(test, samples)
-    if recipe.test_size is not None:
-        part = resized(part, recipe.test_size)
+    part = first_images(test, samples, size=recipe.test_size)
     images = images_of({"samples": len(part), "test_images": len(test)})
     console.line(
         f"{folder.path}: checkpoint {checkpoint} (epoch {found.record.at.epoch}), epsilon {recipe.epsilon}, "

@@ -26,11 +26,13 @@ from .schedule import ScheduleOptions
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 RADII = (2, 4, 8)
-CROPS = "crops from 4 pixels of padding, where theirs are random resized crops"
+IMAGENET_CROPS = (0.08, 1.0)  # shares of the area, as in their code
 FAST_IMAGENET = Recipe(
     epochs=15,
     batch_size=512,
     attack_step="1/255",
+    crop_padding=0,
+    crop_scale=IMAGENET_CROPS,
     stages=(
         StageOptions(epoch=0, image_size=128, batch_size=512),
         StageOptions(epoch=6, image_size=224, batch_size=224),
@@ -91,7 +93,7 @@ def imagenet_presets() -> Group:
             replace(
                 FAST_IMAGENET,
                 name=f"imagenet-fast{suffix}-eps{radius}",
-                about=f"after Wong et al.: 128 pixels, from epoch 6 on 224, from 12 on 288; {CROPS}; {what}",
+                about=f"after Wong et al.: 128 pixels, from epoch 6 224, from 12 288; random resized crops; {what}",
                 epsilon=f"{radius}/255",
                 method=method,
             )

@@ -8,7 +8,7 @@ from fractions import Fraction
 from itertools import pairwise
 from typing import Annotated, Literal
 
-from ...loaders import DataOptions
+from ...loaders import Augmentation, DataOptions, LoaderOptions
 from .. import strict_json
 from ..classifier import AttackBN
 from ..errors import UsageError
@@ -104,6 +104,10 @@ class Recipe:
     crop_padding: int = 4
     """Zero padding in pixels for the random crop; 0 is none."""
 
+    crop_scale: tuple[float, float] | None = None
+    """Random resized crops: the smallest and the largest share of a training image's area, like 0.08 1, at aspect
+    ratios from 3/4 to 4/3, scaled to the size that is trained on. Goes with --crop-padding 0. None: no such crops."""
+
     flip: bool = True
     """Mirror each training image with probability 1/2."""
 
@@ -118,6 +122,7 @@ class Recipe:
 
     method: MethodOptions = field(default_factory=FgsmSdiOptions)
     data: DataOptions = field(default_factory=DataOptions)
+    loader: LoaderOptions = field(default_factory=LoaderOptions)
     model: ModelOptions = field(default_factory=ModelOptions)
     optimizer: OptimizerOptions = field(default_factory=OptimizerOptions)
     schedule: ScheduleOptions = field(default_factory=ScheduleOptions)
@@ -129,6 +134,7 @@ class Recipe:
         for name, smallest in (("epochs", 1), ("batch_size", 2), ("crop_padding", 0)):
             if getattr(self, name) < smallest:
                 raise UsageError(f"{name.replace('_', '-')} must be at least {smallest}, not {getattr(self, name)}")
+        _ = self.augmentation  # checks the crops
         if not 0 <= self.seed < 1 << 64:
             raise UsageError(f"seed must lie in [0, 2**64), not {self.seed}")
         if self.schedule.cycle_momentum and self.optimizer.momentum < 0.1:
@@ -163,6 +169,11 @@ class Recipe:
             raise UsageError(
                 f"method {self.method.name} stores a perturbation of one size for every image: it does not fit stages"
             )
+
+    @property
+    def augmentation(self) -> Augmentation:
+        """Crops and flips of the training images."""
+        return Augmentation(padding=self.crop_padding, flip=self.flip, scale=self.crop_scale)
 
     def stage_of(self, epoch: int) -> StageOptions | None:
         """The stage an epoch lies in; None where the run has none."""

@@ -202,9 +202,12 @@ def _commands(recipe: Recipe, row: paper.Row | None) -> list[str]:
 def _data_commands(recipe: Recipe, train: str) -> list[str]:
     """What makes the data ready, where anything can, and trains."""
     data = REGISTRY[recipe.data.name]
-    if data.fetch is not None:
-        return [f"hardfast data prepare {recipe.data.name}", train]
     if data.embedded:
         return [train]
-    random = "--data.name synthetic --data.synthetic.num-classes 1000"
-    return [train, f"({recipe.data.name} cannot be read yet; on random images: add {random})"]
+    if data.fetch is not None:
+        return [f"hardfast data prepare {recipe.data.name}", train]
+    return [
+        f"hardfast data prepare {recipe.data.name} --beton  (says where to get it; --beton is for FFCV)",
+        train,
+        "(on random images: add --data.name synthetic --data.synthetic.num-classes 1000)",
+    ]

@@ -251,9 +251,11 @@ def test_methods_beyond_the_paper() -> None:
     assert (standard.method.name, standard.label_smoothing) == ("standard", 0)
 
 
-def test_crops_of_imagenet_are_said_to_be_others() -> None:
+def test_imagenet_is_cropped_at_random_scales() -> None:
     for name, recipe in recipes.PRESETS.items():
-        assert ("random resized crops" in recipe.about) is name.startswith(("table10-", "imagenet-fast")), name
+        resized = recipe.data.name == "imagenet"
+        assert ("random resized crops" in recipe.about.replace("\n", " ")) is resized, name
+        assert (recipe.crop_scale, recipe.crop_padding) == ((0.08, 1.0), 0) if resized else recipe.crop_scale is None
 
 
 def test_importing_the_engine_builds_no_preset() -> None:

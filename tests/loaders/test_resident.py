@@ -6,13 +6,17 @@ import pytest
 import torch
 
 from hardfast.kernels import augment, random_key
-from hardfast.loaders import DataError, ResidentLoader, Split
+from hardfast.loaders import Augmentation, DataError, ResidentLoader, Split
+from hardfast.loaders.crops import random_boxes
+from hardfast.loaders.streamed import resampled
+
+IMAGES = torch.randint(0, 256, (103, 6, 5, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+MOVED = Augmentation(padding=2, flip=True)
 
 
-def loader(n: int = 103, **changes: object) -> ResidentLoader:
-    images = torch.randint(0, 256, (n, 6, 5, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    options = {"batch_size": 10, "padding": 2, "flip": True, "seed": 1, "device": "cpu"} | changes
-    return ResidentLoader(Split(images, torch.arange(n) % 7), **options)
+def loader(**changes: object) -> ResidentLoader:
+    options = {"batch_size": 10, "augmentation": MOVED, "seed": 1, "device": "cpu"} | changes
+    return ResidentLoader(Split(IMAGES, torch.arange(len(IMAGES)) % 7), **options)
 
 
 def test_each_sample_once_and_the_rest_dropped() -> None:
@@ -45,14 +49,49 @@ def test_start_in_mid_epoch_continues_the_same_epoch() -> None:
         assert all(torch.equal(getattr(a, name), getattr(b, name)) for name in ("index", "image", "label"))
 
 
-def test_images_are_the_augmented_ones_of_their_index() -> None:
+def test_its_state_is_the_batch_that_comes_next() -> None:
     one = loader()
-    batch = next(one.epoch(2))
-    wanted = augment(one.split.images, batch.index, key=random_key(1, epoch=2), padding=2, flip=True)
+    assert one.at == (0, 0)
+    batches = one.epoch(2, start=7)
+    next(batches)
+    assert one.at == (2, 8)
+    rest = list(batches)
+    assert one.at == (3, 0)
+    assert len(rest) == 2
+    assert list(one.epoch(2, start=10)) == []
+    with pytest.raises(DataError, match="no batch 11"):
+        next(one.epoch(2, start=11))
+
+
+def test_images_are_the_augmented_ones_of_their_index() -> None:
+    batch = next(loader().epoch(2))
+    wanted = augment(IMAGES, batch.index, key=random_key(1, epoch=2), padding=2, flip=True)
     assert torch.equal(batch.image, wanted)
-    plain = loader(padding=0, flip=False)
-    batch = next(plain.epoch(0))
-    assert torch.equal(batch.image, plain.split.images[batch.index])
+    batch = next(loader(augmentation=Augmentation()).epoch(0))
+    assert torch.equal(batch.image, IMAGES[batch.index])
+
+
+def test_crops_at_random_scales_are_those_of_every_loader() -> None:
+    batch = next(loader(augmentation=Augmentation(scale=(0.3, 1), flip=False), size=(4, 4)).epoch(1))
+    sides = torch.full_like(batch.index, 6), torch.full_like(batch.index, 5)
+    boxes = random_boxes(batch.index, *sides, seed=1, epoch=1, scale=(0.3, 1))
+    wanted = [resampled(IMAGES[i].numpy(), box, (4, 4)) for i, box in zip(batch.index, boxes, strict=True)]
+    assert batch.image.shape == (10, 4, 4, 3)
+    assert (batch.image.int() - torch.stack(wanted).int()).abs().max() <= 1
+    assert len({tuple(box) for box in boxes.tolist()}) > 5
+
+
+def test_a_closed_loader_says_so() -> None:
+    one = loader()
+    one.close()
+    one.close()
+    with pytest.raises(DataError, match="was closed"):
+        next(one.epoch(0))
+
+
+def test_another_size_needs_crops() -> None:
+    with pytest.raises(DataError, match="resize them before"):
+        loader(size=(4, 4))
 
 
 @pytest.mark.parametrize("batch_size", [0, 104])
