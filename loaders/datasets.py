@@ -9,15 +9,22 @@ from pathlib import Path
 from typing import Literal
 
 from ..kernels import Purpose
+from . import fashion_mnist
 from .cifar import CIFAR10, CIFAR100, fetch_cifar, read_cifar
-from .dataset import Dataset, Published, cut
+from .dataset import Dataset, Published, cut_places
 from .digits import read_digits
-from .errors import DataError, MissingDataError
+from .errors import DataError
 from .fashion_mnist import fetch_fashion_mnist, read_fashion_mnist
+from .imagenet import imagenet_layout, read_imagenet
+from .own_images import beton_beside, find_layout, read_image_folder
+from .streamed import StreamedSplit
 from .synthetic import SyntheticShape, make_synthetic
+from .tiny_imagenet import PUBLISHED as TINY_IMAGENET
 from .tiny_imagenet import fetch_tiny_imagenet, read_tiny_imagenet
 
-DatasetName = Literal["digits", "fashion-mnist", "cifar10", "cifar100", "tiny-imagenet", "imagenet", "synthetic"]
+DatasetName = Literal[
+    "digits", "fashion-mnist", "cifar10", "cifar100", "tiny-imagenet", "imagenet", "folder", "synthetic"
+]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,11 +35,16 @@ class DataOptions:
     """The data set; `hardfast data list` tells about each."""
 
     root: str = "data"
-    """Folder that holds the data sets, each in a folder of its own name."""
+    """Folder that holds the data sets, each in a folder of its own name. For `folder`, that folder itself: with
+    train/CLASS/FILE and val/CLASS/FILE (or test/), or with CLASS/FILE, of which a tenth is then the test set."""
 
     image_size: int | None = None
-    """Pixels on a side, for `digits` (default 16), `synthetic` (default 32) and `imagenet` (default 224); the images of
-    the others have their own size."""
+    """Pixels on a side, for `digits` (default 16), `synthetic` (default 32), `imagenet` (default 224) and `folder` (by
+    default the images' own size where all have the same, else 224); the images of the others have their own size."""
+
+    test_crop: float | None = None
+    """Share of the shorter side that held-out and test images show, for `folder` (default 1) and `imagenet` (default
+    0.875)."""
 
     heldout: int | None = None
     """Images cut from the training set to select the checkpoint; default 1,000, or 10% of a set below 10,000. 0 leaves
@@ -51,6 +63,10 @@ class DataOptions:
     def __post_init__(self) -> None:
         if not 0 <= self.split_seed < 1 << 64:
             raise DataError(f"data.split-seed must lie in [0, 2**64), not {self.split_seed}")
+        if self.image_size is not None and self.image_size < 1:
+            raise DataError(f"data.image-size must be at least 1, not {self.image_size}")
+        if self.test_crop is not None and not 0 < self.test_crop <= 1:
+            raise DataError(f"data.test-crop {self.test_crop} must be a share of the shorter side, in (0, 1]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,14 +78,8 @@ class Entry:
     fetch: Callable[[Path, str | None], None] | None = None  # (root, mirror); None where nothing can be fetched
     sized: bool = False  # whether the user may choose the size of its images
     embedded: bool = False  # whether it comes with the engine, so that there is nothing to fetch
-
-
-def _no_imagenet(options: DataOptions) -> Published:
-    side = options.image_size or 224
-    raise DataError(
-        "data.name imagenet needs loaders that stream its images, and there are none yet: run the recipe on random "
-        f"images of that shape, with --data.name synthetic --data.image-size {side} --data.synthetic.num-classes 1000"
-    )
+    streamed: bool = False  # whether its images stay where they are and have sizes of their own
+    files: tuple[str, ...] = ()  # one of these, in ROOT/NAME or ROOT, means that it was found
 
 
 REGISTRY: dict[DatasetName, Entry] = {
@@ -83,26 +93,39 @@ REGISTRY: dict[DatasetName, Entry] = {
         "70,000 grey images of clothes, 28x28; IDX files, Debian's dataset-fashion-mnist, or downloaded",
         lambda options: read_fashion_mnist(Path(options.root)),
         fetch_fashion_mnist,
+        files=tuple(file.name for file in fashion_mnist.FILES.values()),
     ),
     "cifar10": Entry(
         "60,000 photographs, 32x32, 10 classes; the binary archive or its folder, or downloaded",
         lambda options: read_cifar(CIFAR10, Path(options.root)),
         partial(fetch_cifar, CIFAR10),
+        files=(CIFAR10.folder, CIFAR10.archive),
     ),
     "cifar100": Entry(
         "60,000 photographs, 32x32, 100 classes; the binary archive or its folder, or downloaded",
         lambda options: read_cifar(CIFAR100, Path(options.root)),
         partial(fetch_cifar, CIFAR100),
+        files=(CIFAR100.folder, CIFAR100.archive),
     ),
     "tiny-imagenet": Entry(
         "110,000 photographs, 64x64, 200 classes; tiny-imagenet-200.zip or its folder, or downloaded",
         lambda options: read_tiny_imagenet(Path(options.root)),
         fetch_tiny_imagenet,
+        files=(TINY_IMAGENET.folder, TINY_IMAGENET.archive),
     ),
     "imagenet": Entry(
-        "1.33 million photographs, 1,000 classes; not readable yet: its recipes run on synthetic images",
-        _no_imagenet,
+        "1.33 million photographs, 1,000 classes; image folders, .beton files, or the official archives",
+        lambda options: read_imagenet(Path(options.root), image_size=options.image_size, test_crop=options.test_crop),
         sized=True,
+        streamed=True,
+    ),
+    "folder": Entry(
+        "your own images: ROOT/train/CLASS/FILE and ROOT/val/CLASS/FILE, or ROOT/CLASS/FILE",
+        lambda options: read_image_folder(
+            Path(options.root), image_size=options.image_size, test_crop=options.test_crop
+        ),
+        sized=True,
+        streamed=True,
     ),
     "synthetic": Entry(
         "random bytes of any shape, for benchmarks; nothing to learn",
@@ -113,34 +136,20 @@ REGISTRY: dict[DatasetName, Entry] = {
 }
 
 
-def prepare(name: str, root: Path, *, mirror: str | None = None) -> str:
-    """Makes a data set ready: reads and checks it where it is found, and otherwise fetches what is missing first.
-
-    Args:
-        name: a data set of the registry.
-        root: folder for all data sets; this one goes to root/NAME.
-        mirror: address of a folder that holds the files under their published names, instead of the official one.
-
-    Returns:
-        Where the data set lies.
-
-    Raises:
-        DataError: unknown name, no connection, a file that is not the published one, or a data set that cannot be read.
-    """
-    options = DataOptions(name=name, root=str(root))  # type: ignore[arg-type]  # checked in the next line
-    entry = _entry(options)
-    if entry.embedded:
-        return "nothing to fetch: it comes with the engine"
-    try:
-        return entry.read(options).source
-    except MissingDataError:
-        if entry.fetch is None:
-            raise
-        entry.fetch(root, mirror)
-        return entry.read(options).source
+def find(name: DatasetName, root: Path) -> Path | None:
+    """Where a data set seems to lie; nothing is read or checked. None where it was not found, or is embedded."""
+    entry = REGISTRY[name]
+    if name in ("folder", "imagenet"):
+        layout = find_layout(root) if name == "folder" else imagenet_layout(root)
+        return None if layout is None else layout.train.parent if layout.test is not None else layout.train
+    places = [folder / file for folder in (root / name, root) for file in entry.files]
+    if name == "fashion-mnist":
+        places += [fashion_mnist.DEBIAN_FOLDER / file for file in entry.files]
+    return next((place for place in places if place.exists()), None)
 
 
-def _entry(options: DataOptions) -> Entry:
+def entry_of(options: DataOptions) -> Entry:
+    """The line of the registry. Raises DataError for an unknown name."""
     if options.name not in REGISTRY:
         raise DataError(f"data.name '{options.name}' is not a data set: choose one of {', '.join(REGISTRY)}")
     return REGISTRY[options.name]
@@ -152,15 +161,37 @@ def open_dataset(options: DataOptions) -> Dataset:
     Raises:
         DataError: unknown name, missing or damaged file, or an option that does not fit the data set.
     """
-    entry = _entry(options)
+    entry = entry_of(options)
     if options.image_size is not None and not entry.sized:
         raise DataError(
             f"data.image-size {options.image_size} does not apply to {options.name}, whose images have their own size: "
             "drop it, or pass --data.image-size None where the recipe sets it"
         )
+    if options.test_crop is not None and not entry.streamed:
+        raise DataError(
+            f"data.test-crop {options.test_crop} does not apply to {options.name}, whose images are shown whole: drop "
+            "it"
+        )
     published = entry.read(options)
+    train, beton = published.train, published.beton
     size = options.heldout
     if size is None:
-        size = 1000 if len(published.train) >= 10_000 else max(1, len(published.train) // 10)
-    train, heldout = cut(published.train, size, seed=options.split_seed, purpose=Purpose.HELDOUT, name="data.heldout")
-    return Dataset(options.name, published.num_classes, published.source, train, heldout, published.test)
+        size = 1000 if len(train) >= 10_000 else max(1, len(train) // 10)
+    rest, part = cut_places(len(train), size, seed=options.split_seed, purpose=Purpose.HELDOUT, name="data.heldout")
+    heldout = train.take(part)
+    records = rest
+    if isinstance(train, StreamedSplit) and isinstance(published.test, StreamedSplit):
+        heldout = StreamedSplit(train.source, train.records[part], train.size, share=published.test.share)
+        records = train.records[rest]
+    elif beton is None:
+        beton = beton_beside(Path(options.root) / options.name)
+    return Dataset(
+        options.name,
+        published.num_classes,
+        published.source,
+        train.take(rest),
+        heldout,
+        published.test,
+        cut=records,
+        beton=beton,
+    )

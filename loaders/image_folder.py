@@ -74,13 +74,25 @@ class FolderSource:
         return cls(folder, index)
 
     @classmethod
-    def index(cls, folder: Path) -> Self:
+    def refreshed(cls, folder: Path) -> Self:
+        """The same, but where the index does not agree with the folder, or is damaged, it is made anew."""
+        try:
+            return cls.checked(folder)
+        except DataError:
+            return cls.index(folder)
+
+    @classmethod
+    def index(cls, folder: Path, *, decode: bool = False) -> Self:
         """Reads every file, notes its sha256 and its size in pixels, and writes the index anew.
+
+        Args:
+            folder: the split's folder.
+            decode: decode every image to its end, so that damaged ones are found now and not while training.
 
         Raises:
             DataError: naming the first file that cannot be read or is no image; or the index cannot be written.
         """
-        index = make_index(folder)
+        index = make_index(folder, decode=decode)
         write_index(folder, index)
         return cls(folder, index)
 
@@ -122,8 +134,8 @@ class FolderSource:
         return decode_rgb(self.encoded(sample), self.name(sample))
 
 
-def make_index(folder: Path) -> Index:
-    """The index of a folder, from its files; many are read at the same time.
+def make_index(folder: Path, *, decode: bool = False) -> Index:
+    """The index of a folder, from its files; many are read, and decoded where that is asked for, at the same time.
 
     Raises:
         DataError: naming the first file that cannot be read or is no image.
@@ -136,7 +148,7 @@ def make_index(folder: Path) -> Index:
     with progress(total, f"indexing {shown(folder.name)}", unit="images", plain=plain) as advance:
         pool = ThreadPoolExecutor(min(16, 2 * (os.cpu_count() or 1)))  # reading and sha256 do not hold Python's lock
         try:
-            for part in pool.map(partial(_inspect, folder, listing), range(0, total, CHUNK)):
+            for part in pool.map(partial(_inspect, folder, listing, decode), range(0, total, CHUNK)):
                 rows += part
                 advance(len(part))
         finally:
@@ -146,13 +158,15 @@ def make_index(folder: Path) -> Index:
     return Index(listing, np.array(heights, np.int64), np.array(widths, np.int64), sha256)
 
 
-def _inspect(folder: Path, listing: Listing, start: int) -> list[tuple[int, int, bytes]]:
+def _inspect(folder: Path, listing: Listing, decode: bool, start: int) -> list[tuple[int, int, bytes]]:
     """(height, width, sha256) of CHUNK files; the sizes are those of their headers."""
     rows = []
     for number in range(start, min(start + CHUNK, len(listing.names))):
         content = _read(folder, listing.names[number], int(listing.sizes[number]))
         with _decoding(shown(folder / listing.names[number]), content) as image:
             width, height = image.size
+            if decode:
+                image.convert("RGB")
         rows.append((height, width, hashlib.sha256(content).digest()))
     return rows
 
