@@ -12,6 +12,7 @@ from typing import Annotated
 import tyro
 
 from ..engine import console, recipes
+from ..engine.environment import choose_device
 from ..engine.errors import UsageError
 from ..engine.evaluation import AttackName
 from ..engine.execution import ExecutionOptions, Mode, Precision
@@ -23,7 +24,8 @@ from . import machine_code
 from .growth import bench_growth
 from .growth_points import AXES, Axis
 from .kernels import bench_kernels
-from .loaders import ROUNDS, bench_loaders
+from .loader_candidates import LOADERS, LoaderName
+from .loaders import RUN_SECONDS, RUNS, SIZES, bench_loaders, workload_of
 from .methods import compare_methods
 from .step import bench_step
 from .train import ATTACKED_WITH, bench_train
@@ -213,68 +215,87 @@ def run_bench_step(argv: Sequence[str]) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class BenchLoadersArguments:
-    """Times every loader's epoch on random images, and a training step of FGSM-SDI with and without the loader, in turn
-    in one process: what share of the step a batch is, and what the loader adds to it.
+    """How many images per second each loader delivers, with how many CPU cores, beside what a training step of FGSM-SDI
+    eats. On photographs: JPEGs of 500x375 pixels and about 107 kB, cut from those that scikit-learn and scikit-image
+    carry. Random resized crops (8 to 100 % of the area) and flips; decoding included, from files that the operating
+    system holds in memory.
 
-    On a GPU also images per second. On a CPU ratios only.
+    resident: all photographs decoded on the device. resident-padded: the same at the size that is trained on, crops out
+    of a frame padded with 4 pixels, as the recipes of up to 64 pixels have it. ffcv: from a .beton file with the same
+    JPEGs. dali and torch: from the image folder.
+
+    In turn in one process, run by run; intervals of 95 % (Student's t over the runs). A loader's first batch, with
+    whatever is compiled for it, is apart. `batch / step`: a batch as large as the step's, over the step. `added`: a
+    step on fresh batches over one on a batch that lies there, minus one.
     """
 
-    loaders: Annotated[tuple[str, ...], tyro.conf.arg(metavar="[NAME ...]")] = ()
-    """Only some of the loaders, of which there is one so far: resident."""
+    sizes: Annotated[tuple[int, ...], tyro.conf.arg(metavar="[PIXELS ...]")] = SIZES
+    """Sides of the images that are delivered."""
 
-    model: ModelName = "resnet18"
-    """Classifier of the step."""
-
-    batch: int = 128
-    """Images in a batch."""
-
-    image_size: int = 32
-    """Side of an image in pixels."""
+    loaders: Annotated[tuple[LoaderName, ...], tyro.conf.arg(metavar="[NAME ...]")] = LOADERS
+    """Which loaders. Those that are not installed are left out."""
 
     images: int | None = None
-    """Images in the data set; by default as many as 1 GiB holds, at most 50,000, and on a CPU four batches."""
+    """Photographs that are cut; by default 4,096 on a GPU, 512 on a CPU."""
+
+    batch: int | None = None
+    """Images in a batch; by default 128 on a GPU, 16 on a CPU, where a step has fewer: 512 pixels side by side."""
+
+    runs: int = RUNS
+    """How often everything is timed."""
+
+    run_seconds: float = RUN_SECONDS
+    """A run of a loader has as many epochs, one at least, as take about that long."""
+
+    workers: int | None = None
+    """Threads (torch: processes) that decode; by default one for each CPU core, up to 16."""
+
+    model: ModelName | None = None
+    """Classifier of the step; by default resnet18 up to 64 pixels, resnet50 above."""
 
     precision: Precision = "fp32"
     """Of the step, as in training."""
 
     k: int = 20
-    """Every k-th step updates the generator; as many steps are timed at once."""
+    """Every k-th step updates the generator."""
 
     generator_width: int = 64
     """Hidden channels of the generator."""
 
-    rounds: int = ROUNDS
-    """How often everything is timed, for the median and the 20th and 80th percentile."""
-
     csv: str | None = None
-    """Also write the rows to this file: times, shares, device, clocks and versions."""
+    """Also write the rows to this file: rates, cores, shares, device and versions."""
 
     json: str | None = None
     """Also write the rows to this file, as a list of objects with the columns of the CSV."""
 
+    png: str | None = None
+    """Also draw the rates and what a step needs into this file."""
+
     device: str = "auto"
-    """auto, cpu, cuda or cuda:N."""
+    """auto, cpu, cuda or cuda:N: where batches go and steps run."""
 
 
 def run_bench_loaders(argv: Sequence[str]) -> None:
     """hardfast bench loaders [options]"""
     asked = parse(BenchLoadersArguments, argv, "hardfast bench loaders")
-    workload = Workload(
-        model=asked.model,
-        batch=asked.batch,
-        image_size=asked.image_size,
-        k=asked.k,
-        generator_width=asked.generator_width,
-    )
+    place, _ = choose_device(asked.device)
+    workloads = [
+        workload_of(size, place, batch=asked.batch, model=asked.model, k=asked.k, generator_width=asked.generator_width)
+        for size in dict.fromkeys(asked.sizes)
+    ]
     table = bench_loaders(
-        workload,
+        workloads,
         loaders=asked.loaders,
+        batch=asked.batch,
         images=asked.images,
+        workers=asked.workers,
         precision=asked.precision,
         device=asked.device,
-        rounds=asked.rounds,
+        runs=asked.runs,
+        run_seconds=asked.run_seconds,
         csv=None if asked.csv is None else Path(asked.csv),
         json=None if asked.json is None else Path(asked.json),
+        png=None if asked.png is None else Path(asked.png),
     )
     console.line()
     console.line(table)

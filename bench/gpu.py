@@ -44,6 +44,7 @@ WORKLOADS: dict[str, tuple[ModelName, int, int]] = {
     "resnet50-128x224": ("resnet50", 128, 224),
 }
 """Model, batch, and side of the images in pixels."""
+PHOTOGRAPH_SIZES = (32, 64, 128, 224)
 GROWTH_AXES: tuple[Axis, ...] = ("model", "resolution", "batch", "k")
 SHOWN_LINES = 12
 """Of the log of a part that failed."""
@@ -131,12 +132,62 @@ def run_step(name: str, job: Job) -> None:
 
 
 def run_loaders(name: str, job: Job) -> None:
-    """`hardfast bench loaders` for one of `WORKLOADS`, beside a step in half precision."""
-    from .loaders import ROUNDS, bench_loaders
+    """The resident loaders of `hardfast bench loaders` for one of `WORKLOADS`, beside a step in half precision."""
+    from .loaders import RUN_SECONDS, RUNS, bench_loaders
 
-    rounds = 2 if job.quick else ROUNDS
-    csv = job.results / f"loaders-{name}.csv"
-    console.line(bench_loaders(workload(name, job), precision=half(job), device=job.device, rounds=rounds, csv=csv))
+    step = workload(name, job)
+    console.line("resident loaders alone, on random images: the parts loaders-photographs-SIZE time those that decode")
+    table = bench_loaders(
+        [step],
+        loaders=["resident", "resident-padded"],
+        photographs=False,
+        batch=step.batch,
+        images=8 if job.quick else None,
+        precision=half(job),
+        device=job.device,
+        runs=2 if job.quick else RUNS,
+        run_seconds=0.01 if job.quick else RUN_SECONDS,
+        csv=job.results / f"loaders-{name}.csv",
+    )
+    console.line(table)
+
+
+def run_photographs(image_size: int, job: Job) -> None:
+    """`hardfast bench loaders` at one size, with the loaders that are installed.
+
+    Raises:
+        Skipped: photographs cannot be cut, or the step's model needs torchvision.
+    """
+    import torch
+
+    from .loaders import RUN_SECONDS, RUNS, bench_loaders, workload_of
+    from .photographs import why_no_photographs
+
+    why = why_no_photographs()
+    if why is not None:
+        raise Skipped(why)
+    step = workload_of(image_size, torch.device(job.device))
+    if step.model == "resnet50" and importlib.util.find_spec("torchvision") is None:
+        raise Skipped("torchvision is not installed")
+    if job.quick:
+        step = workload_of(16, torch.device(job.device), batch=2, model=step.model, k=2, generator_width=4)
+    table = bench_loaders(
+        [step],
+        batch=2 if job.quick else None,
+        images=8 if job.quick else None,
+        precision=half(job),
+        device=job.device,
+        runs=2 if job.quick else RUNS,
+        run_seconds=0.01 if job.quick else RUN_SECONDS,
+        csv=job.results / f"loaders-photographs-{image_size}.csv",
+    )
+    console.line(table)
+    png = picture(job.results / "loaders-photographs.png")
+    if png is not None:
+        from .loaders_plot import draw_loaders
+        from .rows import read_rows
+
+        draw_loaders(read_rows(sorted(job.results.glob("loaders-photographs-*.csv"))), png)
 
 
 def run_profile(mode: Mode, job: Job) -> None:
@@ -231,6 +282,7 @@ PARTS: dict[str, Callable[[Job], None]] = {
     "kernels": run_kernels,
     **{f"step-{name}": partial(run_step, name) for name in WORKLOADS},
     **{f"loaders-{name}": partial(run_loaders, name) for name in WORKLOADS},
+    **{f"loaders-photographs-{size}": partial(run_photographs, size) for size in PHOTOGRAPH_SIZES},
     "profile-captured": partial(run_profile, "captured"),
     "profile-compiled": partial(run_profile, "compiled"),
     "train": run_train,

@@ -1,234 +1,165 @@
-"""What the images cost: every loader's epoch beside the FGSM-SDI step that they are for, in turn in one process."""
+"""What the images cost: every loader's images per second, beside what the FGSM-SDI step that they are for eats."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
-from itertools import chain, count, repeat
+import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from ..engine import console
-from ..engine.environment import choose_device, describe_environment, gpu_state
+from ..engine.environment import choose_device, describe_environment
 from ..engine.errors import UsageError
-from ..engine.execution import ExecutionOptions, Mode, Precision
-from ..engine.methods import Position
-from ..engine.recipes.recipe import Recipe
-from ..engine.run import Run
-from ..loaders import Batch, DataOptions, Dataset, Loader, ResidentLoader, open_dataset
-from ..loaders.synthetic import SyntheticShape
-from .rows import place_columns, write_rows
-from .timing import Spread, interleaved, wall_seconds
-from .variants import CHANNELS, Workload, check_workload, recipe_of
+from ..engine.execution import Precision
+from ..engine.models import ModelName
+from .loader_candidates import LOADERS, LoaderName, candidates, prepared_images, why_left_out
+from .loader_rows import MOST_PADDED, columns, table
+from .loader_timing import time_loaders
+from .photographs import why_no_photographs
+from .rows import check_places, write_rows
+from .variants import CHANNELS, Workload, check_workload
 
-MOST_IMAGES, MOST_BYTES, CPU_BATCHES = 50_000, 1 << 30, 4
-ROUNDS, WARMUP = 10, 2
-TARGET = 0.02
-"""Of a step, for the resident loader."""
-
-
-def resident(recipe: Recipe, data: Dataset, device: torch.device) -> Loader:
-    """Bytes on the device, shuffled, cropped and flipped there."""
-    return ResidentLoader(
-        data.train,
-        batch_size=recipe.batch_size,
-        padding=recipe.crop_padding,
-        flip=recipe.flip,
-        seed=recipe.seed,
-        device=device,
-    )
+SIZES = (32, 64, 128, 224)
+RUNS, RUN_SECONDS = 5, 1.0
+BATCH = {"cpu": 16, "cuda": 128}
+CPU_IMAGES, GPU_IMAGES = 512, 4096
+MOST_BYTES = 1 << 30
+"""Of random images, where no photographs can be cut."""
+MOST_WORKERS = 16
+CPU_STEP_PIXELS = 512
+"""On a CPU the images of a step, side by side, are about so wide; there are at least two of them."""
 
 
-LOADERS: dict[str, Callable[[Recipe, Dataset, torch.device], Loader]] = {"resident": resident}
+def workload_of(
+    image_size: int,
+    device: torch.device,
+    *,
+    batch: int | None = None,
+    model: ModelName | None = None,
+    k: int = 20,
+    generator_width: int = 64,
+) -> Workload:
+    """The step that loaders are compared with at one size.
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LoaderRow:
-    """One loader, round by round, in seconds.
-
-    Attributes:
-        workload: model, batch and image size.
-        name: of the loader.
-        images: in its data set.
-        mode, precision: of the step.
-        batch: an epoch is walked and nothing else is done; for each of its batches.
-        step: a step, on a batch that lies there already.
-        fed: a step, on batches from the loader; its epoch, whose order is then drawn, begins anew with every k steps.
-        state: of the GPU just after the timing, from `gpu_state`.
+    Args:
+        image_size: side of an image in pixels.
+        device: where the step is timed; a CPU's is given fewer images than a batch has.
+        batch: of the loaders; None is 128 on a GPU, 16 on a CPU.
+        model: by default resnet18 up to 64 pixels, resnet50 above.
+        k, generator_width: of FGSM-SDI.
     """
-
-    workload: Workload
-    name: str
-    images: int
-    mode: Mode
-    precision: Precision
-    batch: list[float]
-    step: list[float]
-    fed: list[float]
-    state: dict[str, str | float | None]
-
-    @property
-    def share(self) -> Spread:
-        """Of a batch in a step, as if nothing of it happened during the step before."""
-        return Spread.of([batch / step for batch, step in zip(self.batch, self.step, strict=True)])
-
-    @property
-    def added(self) -> Spread:
-        """What the loader adds to a step, over that step."""
-        return Spread.of([fed / step - 1 for fed, step in zip(self.fed, self.step, strict=True)])
+    images = BATCH[device.type] if batch is None else batch
+    if device.type == "cpu":
+        images = min(images, max(2, CPU_STEP_PIXELS // max(1, image_size)))
+    if model is None:
+        model = "resnet18" if image_size <= MOST_PADDED else "resnet50"
+    return Workload(model=model, batch=images, image_size=image_size, k=k, generator_width=generator_width)
 
 
 def bench_loaders(
-    workload: Workload,
+    workloads: Sequence[Workload],
     *,
-    loaders: Sequence[str] = (),
+    loaders: Sequence[LoaderName] = LOADERS,
+    photographs: bool = True,
+    batch: int | None = None,
     images: int | None = None,
+    workers: int | None = None,
     precision: Precision = "fp32",
-    device: str = "auto",
-    rounds: int = ROUNDS,
+    device: torch.device | str = "auto",
+    runs: int = RUNS,
+    run_seconds: float = RUN_SECONDS,
     csv: Path | None = None,
     json: Path | None = None,
+    png: Path | None = None,
 ) -> str:
-    """Times the loaders and the step that they feed, in turn in one process, and returns a table.
+    """Times the loaders and the steps that they feed, at each size in turn in one process, and returns a table.
 
     Args:
-        workload: model, batch and image size; k steps are timed at once.
-        loaders: names out of `LOADERS`; all of them if there are none.
-        images: in the data set; by default as many as 1 GiB holds, at most 50,000, on a CPU four batches.
+        workloads: the step at each size, from `workload_of`.
+        loaders: their names; those that cannot be had here are left out, with a line that says why.
+        photographs: to be read where they can be cut; otherwise resident loaders have random images.
+        batch: images in a batch of the loaders; by default 128, 16 on a CPU.
+        images: in the data set; by default 4,096 photographs, or as many random images as 1 GiB holds, at most 50,000;
+            512 on a CPU.
+        workers: threads or processes that decode; by default as many as there are cores, up to 16.
         precision: of the step.
         device: auto, cpu, cuda or cuda:N.
-        rounds: how often everything is timed, after two rounds that are not.
-        csv, json: where the rows are also written, with device, clocks and versions.
+        runs: how often everything is timed, at least twice.
+        run_seconds: about as long as a run of a loader takes, in whole epochs.
+        csv, json: where the rows are also written, with device and versions.
+        png: where a picture of them is also drawn.
 
     Raises:
-        UsageError: an unknown loader or model, numbers too small, no such device, or what it cannot do.
+        UsageError: an unknown model, numbers too small, no loader is left, no such device, or what it cannot do.
+        DataError: a loader cannot read the images.
+        LoaderDied: what decodes has died.
     """
-    for name in loaders:
-        if name not in LOADERS:
-            raise UsageError(f"--loaders {name} is not a loader: choose from {', '.join(LOADERS)}")
-    check_workload(workload, rounds)
-    place, why = choose_device(device)
-    images = default_images(workload, place) if images is None else images
-    if images < workload.batch:
-        raise UsageError(f"--images {images} are less than a batch of {workload.batch}: choose at least that")
-    chosen = [name for name in LOADERS if name in loaders or not loaders]
+    place, why = choose_device(str(device))
+    if runs < 2:
+        raise UsageError(f"--runs is {runs}: intervals need at least 2")
+    if workers is not None and workers < 0:
+        raise UsageError(f"--workers must not be negative, not {workers}")
+    for workload in workloads:
+        if workload.image_size < 1:
+            raise UsageError(f"--sizes must be at least 1, not {workload.image_size}")
+        check_workload(workload, runs)
+    check_places(csv=csv, json=json, png=png)
+    chosen = _available(loaders, photographs)
+    batch = BATCH[place.type] if batch is None else batch
+    most = max(batch, *(workload.batch for workload in workloads))
+    if images is None:
+        images = _images(workloads, place, most, photographs and why_no_photographs() is None)
+    if images < most:
+        raise UsageError(f"--images {images} are less than a batch of {most}: choose at least that")
+    workers = min(MOST_WORKERS, len(os.sched_getaffinity(0))) if workers is None else workers
+    sizes = ", ".join(f"{workload.image_size}" for workload in workloads)
     console.line(
-        f"timing {', '.join(chosen)}: batch {workload.batch} at {workload.image_size}x{workload.image_size} of "
-        f"{images} images, steps of {workload.model}, {rounds} rounds on {place} ({why})"
+        f"timing {', '.join(chosen)} at {sizes} px: {images} images, {workers} workers, {runs} runs on {place} ({why})"
     )
-    rows = time_loaders(workload, chosen, place, images=images, precision=precision, rounds=rounds)
+    rows = []
+    with prepared_images(chosen, images, photographs=photographs) as found:
+        for workload in workloads:
+            rows += time_loaders(
+                workload,
+                candidates(chosen, found, workload, place, workers=workers),
+                place,
+                batch=batch,
+                precision=precision,
+                runs=runs,
+                run_seconds=run_seconds,
+            )
     environment = describe_environment(place)
-    write_rows([_columns(row, environment) for row in rows], csv=csv, json=json)
-    return table(rows, on_gpu=place.type == "cuda")
+    lines = [columns(row, environment) for row in rows]
+    write_rows(lines, csv=csv, json=json)
+    if png is not None:
+        from .loaders_plot import draw_loaders
+
+        draw_loaders(lines, png)
+    return table(rows)
 
 
-def default_images(workload: Workload, device: torch.device) -> int:
+def _available(loaders: Sequence[LoaderName], photographs: bool) -> list[LoaderName]:
+    """Those that can be had here, in the order of `LOADERS`; a line for each of the others."""
+    chosen = []
+    for name in LOADERS:
+        if name not in loaders:
+            continue
+        why = why_left_out(name, photographs=photographs)
+        if why is None:
+            chosen.append(name)
+        else:
+            console.line(why)
+    if not chosen:
+        raise UsageError("none of these loaders can be had here: add resident to --loaders, which needs nothing")
+    return chosen
+
+
+def _images(workloads: Sequence[Workload], device: torch.device, least: int, photographs: bool) -> int:
     """Images in the data set, if the user does not say."""
     if device.type == "cpu":
-        return CPU_BATCHES * workload.batch
-    return max(workload.batch, min(MOST_IMAGES, MOST_BYTES // (CHANNELS * workload.image_size**2)))
-
-
-def time_loaders(
-    workload: Workload, names: Sequence[str], device: torch.device, *, images: int, precision: Precision, rounds: int
-) -> list[LoaderRow]:
-    """The loaders of these names, and the step, all in turn."""
-    recipe = recipe_of(workload, "fgsm-sdi", ExecutionOptions(precision=precision))
-    shape = SyntheticShape(train_images=images + 1, test_images=1, channels=CHANNELS, num_classes=workload.classes)
-    options = DataOptions(name="synthetic", image_size=workload.image_size, heldout=1, synthetic=shape)
-    recipe = replace(recipe, data=options)
-    data = open_dataset(options)
-    run = Run(recipe, data, device)
-    refused = run.prepare([Position(0, 0), Position(0, 1)])
-    if refused is not None:
-        console.line(f"the step is not captured as a CUDA graph: {refused}")
-    first, epochs = next(run.loader.epoch(0)), count()
-    timers = {"step": _timer(lambda: _train(run, repeat(first), workload.k), workload.k, device)}
-    for name in names:
-        loader = LOADERS[name](recipe, data, device)
-        timers[f"{name} alone"] = _timer(partial(_walk, loader, epochs), len(loader), device)
-        timers[f"{name} fed"] = _timer(partial(_feed, run, loader, epochs, workload.k), workload.k, device)
-    with run.execution.numerics():
-        seconds = interleaved(timers, repeats=rounds, warmup=WARMUP)
-    state = gpu_state(device)
-    return [
-        LoaderRow(
-            workload=workload,
-            name=name,
-            images=images,
-            mode=run.execution.mode,
-            precision=precision,
-            batch=seconds[f"{name} alone"],
-            step=seconds["step"],
-            fed=seconds[f"{name} fed"],
-            state=state,
-        )
-        for name in names
-    ]
-
-
-def _timer(call: Callable[[], object], parts: int, device: torch.device) -> Callable[[], float]:
-    """Seconds of each of the equal parts of a call."""
-    return lambda: wall_seconds(call, device) / parts
-
-
-def _walk(loader: Loader, epochs: Iterator[int]) -> None:
-    """An epoch, of whose batches nothing is done."""
-    for _ in loader.epoch(next(epochs)):
-        pass
-
-
-def _feed(run: Run, loader: Loader, epochs: Iterator[int], steps: int) -> None:
-    """Steps on batches of a new epoch, and of more if it has too few."""
-    _train(run, chain.from_iterable(loader.epoch(epoch) for epoch in epochs), steps)
-
-
-def _train(run: Run, batches: Iterable[Batch], steps: int) -> None:
-    for number, batch in zip(range(steps), batches, strict=False):
-        run.step(batch, Position(0, number))
-
-
-def _columns(row: LoaderRow, environment: dict[str, Any]) -> dict[str, Any]:
-    workload, batch = row.workload, Spread.of([1000 * seconds for seconds in row.batch])
-    figures = {"median_ms": batch.median, "p20_ms": batch.p20, "p80_ms": batch.p80}
-    figures["step_ms"] = 1000 * Spread.of(row.step).median
-    for name, spread in (("share", row.share), ("added", row.added)):
-        figures |= {name: spread.median, f"{name}_p20": spread.p20, f"{name}_p80": spread.p80}
-    return {
-        "loader": row.name,
-        "model": workload.model,
-        "batch": workload.batch,
-        "image_size": workload.image_size,
-        "images": row.images,
-        "images_per_second": round(workload.batch / Spread.of(row.batch).median),
-        **{name: float(f"{value:.5g}") for name, value in figures.items()},
-        "mode": row.mode,
-        "precision": row.precision,
-        "k": workload.k,
-        "generator_width": workload.generator_width,
-        "rounds": len(row.step),
-        **place_columns(environment, row.state),
-    }
-
-
-def table(rows: Sequence[LoaderRow], *, on_gpu: bool) -> str:
-    """Shares of a step; on a GPU also times, images per second and whether the target is met."""
-    lines = []
-    for row in rows:
-        batch, step = Spread.of(row.batch).median, Spread.of(row.step).median
-        times = [f"{row.workload.batch / batch:,.0f}", f"{1e6 * batch:.1f}", f"{1e3 * step:.2f}"] if on_gpu else []
-        lines.append([row.name, *times, _percent(row.share), _percent(row.added)])
-    header = ["loader", *(["images/s", "batch us", "step ms"] if on_gpu else []), "batch / step", "added to a step"]
-    said = console.table(header, lines)
-    for row in rows:
-        if row.name == "resident" and on_gpu:
-            met = "met" if row.share.median <= TARGET else "not met"
-            said += f"\nresident: {row.share.median:.2%} of a step (target: at most {TARGET:.0%}): {met}"
-    return said
-
-
-def _percent(spread: Spread) -> str:
-    return f"{spread.median:.1%} ({spread.p20:.1%} to {spread.p80:.1%})"
+        return max(least, CPU_IMAGES)
+    if photographs:
+        return max(least, GPU_IMAGES)
+    largest = max(workload.image_size for workload in workloads)
+    return max(least, min(50_000, MOST_BYTES // (CHANNELS * largest**2)))
