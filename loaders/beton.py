@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -15,6 +14,7 @@ from .beton_check import Structure, check_images, check_zeros, read_structure
 from .beton_format import JPEG
 from .beton_jpeg import Integers
 from .errors import DataError
+from .image_folder import decode_rgb
 from .progress import progress
 from .source import Place
 
@@ -150,25 +150,7 @@ class BetonSource:
         content = self.encoded(sample)
         if content is None:
             return self._structure.record(sample).reshape(shape).copy()
-        pixels = decode(content, self.name(sample))
+        pixels = decode_rgb(content, self.name(sample))
         if pixels.shape != shape:
             raise DataError(f"{self.name(sample)} is not of {shape[1]}x{shape[0]} pixels: write the file again")
         return pixels
-
-
-def decode(content: bytes, name: str) -> npt.NDArray[np.uint8]:
-    """An encoded image as uint8 [H, W, 3]; EXIF rotation is not applied.
-
-    Raises:
-        DataError: it cannot be decoded; names `name`. Or Pillow is missing.
-    """
-    try:
-        from PIL import Image
-    except ImportError as error:
-        raise DataError(f"reading {name} needs Pillow ({error}): pip install pillow") from None
-    try:
-        with Image.open(io.BytesIO(content)) as image:
-            return np.array(image.convert("RGB"))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        cause = str(error).partition(" <_io")[0]  # Pillow names the buffer, which tells nobody anything
-        raise DataError(f"{name} cannot be decoded ({cause}): it is damaged, fetch or write it again") from None

@@ -74,7 +74,9 @@ def read_structure(path: Path) -> Structure:
             raise damaged(path, f"{size} bytes are less than the header has")
         content = np.asarray(np.memmap(path, np.uint8, "r"))
     except FileNotFoundError:
-        raise MissingDataError(f"{path} is not there: check the path, or write it with `hardfast data`") from None
+        raise MissingDataError(
+            f"{path} is not there: check the path, or write it with `hardfast data prepare NAME --beton`"
+        ) from None
     except (OSError, ValueError) as error:
         raise DataError(f"{path} cannot be read ({error}): it must be a file that this user may read") from None
     size = len(content)

@@ -15,11 +15,11 @@ from typing import BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from .beton import decode
 from .beton_check import check_images, read_structure
 from .beton_format import JPEG, LARGEST_PAGE, LARGEST_SIDE, RAW, data_start, empty_tables, head, page_size
 from .beton_jpeg import jpeg_size
 from .errors import DataError
+from .image_folder import decode_rgb
 from .source import ImageSource
 
 QUALITY, SUBSAMPLING = 90, 2  # of images that are scaled down: JPEG quality 90, colours at half resolution (4:2:0)
@@ -47,18 +47,25 @@ def make_record(source: ImageSource, sample: int, *, limit: int, max_side: int |
         DataError: it cannot be read or decoded, or is too large; names the sample.
     """
     content = source.encoded(sample)
-    pixels = source.pixels(sample) if content is None else decode(content, source.name(sample))
+    if content is not None and (len(content) > limit or jpeg_size(content) is None):
+        content = None
+    pixels = source.pixels(sample) if content is None else decode_rgb(content, source.name(sample))
     height, width = pixels.shape[:2]
+    if (height, width) != (source.heights[sample], source.widths[sample]):
+        raise DataError(
+            f"{source.name(sample)} has {width}x{height} pixels, not {source.widths[sample]}x{source.heights[sample]} "
+            "as when it was indexed: index it again"
+        )
     if max_side is not None and max(height, width) > max_side:
         content = _smaller(pixels, max_side)
-        pixels = decode(content, source.name(sample))
+        pixels = decode_rgb(content, source.name(sample))
         height, width = pixels.shape[:2]
     if max(height, width) > LARGEST_SIDE:
         raise DataError(
             f"{source.name(sample)} has {width}x{height} pixels and the format holds {LARGEST_SIDE} on a side: "
             f"give a largest side to scale it down to"
         )
-    if content is not None and len(content) <= limit and jpeg_size(content) == (height, width):
+    if content is not None:
         return Record(content, JPEG, height, width, hashlib.sha256(content).digest())
     content = pixels.tobytes()
     return Record(content, RAW, height, width, hashlib.sha256(content).digest())
@@ -183,13 +190,13 @@ def verify_records(path: Path, digests: list[bytes], advance: Callable[[int], ob
     for first in range(0, len(digests), VERIFIED_TOGETHER):
         part = range(first, min(first + VERIFIED_TOGETHER, len(digests)))
         for sample in part:
-            begin, record = int(structure.places[sample]), structure.record(sample)
-            whole.update(structure.content[done:begin])
+            begin, record = int(structure.places[sample]), structure.record(sample).data
+            whole.update(structure.content[done:begin].data)
             whole.update(record)
             if hashlib.sha256(record).digest() != digests[sample]:
                 return None
             done = begin + len(record)
             advance(1)
         check_images(path, structure, part)
-    whole.update(structure.content[done:])
+    whole.update(structure.content[done:].data)
     return whole.hexdigest()

@@ -80,7 +80,7 @@ def write_beton(
         _remove_remains(path)
         with nullcontext(lambda done: None) if quiet else bar as advance:
             if isinstance(source, Split):
-                job |= _into_memory(source)
+                job |= into_memory(source)
             else:
                 job |= {"kind": source.place.kind, "place": source.place.path}
             try:
@@ -92,7 +92,7 @@ def write_beton(
         raise DataError(f"{path} cannot be written ({error.strerror}): check the disk and the folder") from None
 
 
-def _into_memory(split: Split) -> dict[str, Any]:
+def into_memory(split: Split) -> dict[str, Any]:
     """Copies a split into a file in memory, of which nothing stays when its last process has ended."""
     images = split.images.numpy(force=True)
     shape = images.shape

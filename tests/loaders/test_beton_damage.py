@@ -1,0 +1,165 @@
+"""Damaged .beton files: refused, or announced as unverified and then loaded without a crash by the real FFCV."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hardfast.loaders.beton import BetonSource, sidecar, validate
+from hardfast.loaders.beton_check import read_structure
+from hardfast.loaders.errors import DataError
+
+from .beton_damage import Base, Mutant, padded_jpeg, random, structural
+from .beton_files import memory_source, mixed_folder, run_ffcv, seal, write_plainly
+
+MUTANTS, SURVIVORS = 516, 20
+MUTANTS_AT_NIGHT, SURVIVORS_AT_NIGHT = 20_000, 200
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Base:
+    """24 JPEGs and 24 images in plain pixels; the sidecar lies beside it."""
+    folder = tmp_path_factory.mktemp("sound")
+    return Base(write_plainly(mixed_folder(folder / "train", 48), folder / "train.beton"))
+
+
+def refused(path: Path) -> bool:
+    """Whether the check refuses a file, with one line that names it."""
+    try:
+        checked = validate(path, quiet=True)
+    except DataError as error:
+        assert str(error).startswith(str(path)) and "\n" not in str(error), error
+        return True
+    assert checked.sha256 is not None or "would not be noticed" in (checked.warning(path) or "")
+    return False
+
+
+def survivors(base: Base, mutants: Iterable[Mutant], folder: Path) -> list[bytes]:
+    """Puts each mutant in the place of the sound file, with the sound file's sidecar and without one.
+
+    With it, every mutant must be refused. Returns those that are not refused without it.
+    """
+    path = folder / base.path.name
+    passed = []
+    for mutant in mutants:
+        path.write_bytes(mutant.content)
+        sidecar(path).write_bytes(sidecar(base.path).read_bytes())
+        assert refused(path), f"{mutant.name}: not refused although its sha256 is wrong"
+        sidecar(path).unlink()
+        if not refused(path):
+            passed.append(mutant.content)
+    return passed
+
+
+def load_survivors(base: Base, contents: list[bytes], folder: Path) -> int:
+    """Loads files with the real FFCV and with our own source; returns how many images are not what they were."""
+    paths = [base.path]
+    for number, content in enumerate(contents):
+        paths.append(folder / f"survivor-{number}.beton")
+        paths[-1].write_bytes(content)
+    loaded = run_ffcv(folder, paths)
+    sound = BetonSource.open(base.path)
+    wrong = 0
+    for number, path in enumerate(paths):
+        source = BetonSource.open(path)
+        images, labels = loaded[f"images-{number}"], loaded[f"labels-{number}"]
+        assert images.shape == loaded["images-0"].shape
+        assert labels.tolist() == source.labels.tolist()
+        for sample in range(base.samples):
+            if source.encoded(sample) == sound.encoded(sample) and np.array_equal(
+                source.pixels(sample), sound.pixels(sample)
+            ):
+                assert np.array_equal(images[sample], loaded["images-0"][sample]), (path, sample)
+            else:
+                wrong += 1
+    return wrong
+
+
+def check_mutants(base: Base, folder: Path, mutants: int, wanted: int) -> None:
+    """All structural and many random mutants; some that survive the check of the structure are loaded."""
+    structures = list(structural(base))
+    assert len({mutant.content for mutant in structures}) > 0.95 * len(structures)
+    assert survivors(base, structures, folder) == []
+    drawn = random(base, mutants - len(structures), seed=1)
+    passed = survivors(base, drawn, folder)
+    assert wanted <= len(passed) < mutants
+    chosen = [passed[place * len(passed) // wanted] for place in range(wanted)]
+    assert load_survivors(base, chosen, folder) > 0  # or the survivors would not be worth loading
+
+
+def test_damaged_files(base: Base, tmp_path: Path) -> None:
+    """516 files: with a sidecar all are refused; without one, the structural ones are."""
+    pytest.importorskip("ffcv")
+    check_mutants(base, tmp_path, MUTANTS, SURVIVORS)
+
+
+@pytest.mark.slow
+def test_many_damaged_files(base: Base, tmp_path: Path) -> None:
+    pytest.importorskip("ffcv")
+    check_mutants(base, tmp_path, MUTANTS_AT_NIGHT, SURVIVORS_AT_NIGHT)
+
+
+def test_a_sound_file_passes(base: Base, tmp_path: Path) -> None:
+    checked = validate(base.path)
+    assert checked.images == base.samples
+    assert checked.sha256 is not None and checked.warning(base.path) is None
+    path = tmp_path / "train.beton"
+    path.write_bytes(base.content + b"tail")  # less than an entry of the table, which FFCV does not read
+    checked = validate(path)
+    assert checked.sha256 is None and str(sidecar(path).name) in (checked.warning(path) or "")
+
+
+def test_a_page_of_zeros_is_damage_unless_its_digest_agrees(tmp_path: Path) -> None:
+    images = np.full((1500, 32, 32, 3), 7, np.uint8)  # in three pages
+    images[3] = images[-1] = 0
+    path = write_plainly(memory_source(images), tmp_path / "train.beton")
+    sidecar(path).unlink()
+    validate(path)  # two black images are no damage
+    structure = read_structure(path)
+    second = int(structure.places[0]) + structure.page
+    with path.open("r+b") as file:
+        file.seek(second)
+        file.write(bytes(structure.page))
+    inside = np.flatnonzero((structure.places >= second) & (structure.places < second + structure.page))
+    with pytest.raises(DataError, match=f"records {inside[0]} to {inside[-1]} hold nothing but zeros"):
+        validate(path)
+    seal(path)
+    assert validate(path).images == 1500
+
+
+@pytest.mark.parametrize("text", ["", "abc  train.beton", "z" * 64, "\xff" * 64])
+def test_a_sidecar_without_digest_is_refused(base: Base, tmp_path: Path, text: str) -> None:
+    path = tmp_path / "train.beton"
+    path.write_bytes(base.content)
+    sidecar(path).write_text(text, "latin-1")
+    with pytest.raises(DataError, match=r"train\.beton\.sha256"):
+        validate(path)
+
+
+def test_numbers_of_a_hostile_file_take_no_memory(base: Base, tmp_path: Path) -> None:
+    """The tables are bounded by the file's length, whatever it says."""
+    import tracemalloc
+
+    hostile = [mutant for mutant in structural(base) if mutant.name.startswith(("header samples", "header alloc"))]
+    path = tmp_path / "train.beton"
+    tracemalloc.start()
+    for mutant in hostile:
+        path.write_bytes(mutant.content)
+        tracemalloc.reset_peak()
+        held = tracemalloc.get_traced_memory()[0]
+        assert refused(path)
+        assert tracemalloc.get_traced_memory()[1] - held < 1 << 20, mutant.name
+    tracemalloc.stop()
+
+
+def test_padded_jpegs_differ_in_size_alone(base: Base) -> None:
+    """What the mutants put in a JPEG's place is a sound JPEG."""
+    from hardfast.loaders.beton_jpeg import jpeg_size
+
+    for size, length in itertools.product(((8, 8), (64, 96)), (8_000, 130_000)):
+        content = padded_jpeg(size, length)
+        assert (len(content), jpeg_size(content)) == (length, size)
