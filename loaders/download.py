@@ -1,62 +1,175 @@
-"""Fetching a published file: to a temporary name, checked, then renamed. Nothing half-written stays."""
+"""Fetching a published file: to NAME.part, checked, then renamed. What was received is kept for the next attempt.
+
+A transfer goes on where it broke only if the server says that the file is still the same: NAME.part.json keeps what it
+called the file (its ETag or date), and If-Range asks for the rest of that very file. Where it does not say so, or sends
+no parts of files at all, a broken transfer leaves nothing.
+"""
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import http.client
+import json
 import os
+import re
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, cast
 
 from .errors import DataError
 from .progress import progress
 
 CHUNK = 1 << 20
 TIMEOUT_SECONDS = 60
+CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """A transfer that may go on.
+
+    Attributes:
+        url: what is fetched.
+        validator: what the server calls this version of the file: a strong ETag, or when it was changed.
+        total: bytes of the whole file.
+    """
+
+    url: str
+    validator: str
+    total: int
 
 
 def fetch(url: str, target: Path, *, check: Callable[[Path], object]) -> None:
     """Downloads `url` to `target` under a temporary name, and renames it once `check(path)` has not raised.
 
     Raises:
-        DataError: no connection, a broken transfer, no place to write, or what `check` raises. The temporary file is
-            gone then.
+        DataError: no connection, a broken transfer, no place to write, another process that fetches the same file, or
+            what `check` raises. The temporary file is gone then, unless the next attempt can go on with it.
     """
-    part = target.with_name(f"{target.name}.tmp-{os.getpid()}")
+    part, record = target.with_name(f"{target.name}.part"), target.with_name(f"{target.name}.part.json")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("wb") as file:
-            _transfer(url, file, target.name)
-            file.flush()
-            os.fsync(file.fileno())
-        check(part)
-        part.replace(target)
+        with _locked(part) as file:
+            try:
+                _transfer(url, file, record, target.name)
+                check(part)
+            except BaseException as error:
+                if isinstance(error, DataError) or _begun(record, url) is None:
+                    _forget(part, record)
+                raise
+            part.replace(target)
+            record.unlink(missing_ok=True)
     except DataError as error:
         raise DataError(f"{url} did not give the published file: {error}") from None
     except (urllib.error.URLError, http.client.HTTPException, OSError, ValueError) as error:
         raise DataError(
             f"{url} could not be fetched to {target} ({error}): check the connection and the folder, or use --mirror"
         ) from None
-    finally:
-        if target.parent.is_dir():
-            part.unlink(missing_ok=True)
 
 
-def _transfer(url: str, file: IO[bytes], label: str) -> None:
-    with urllib.request.urlopen(url, timeout=TIMEOUT_SECONDS) as response:
-        total = int(response.headers.get("Content-Length") or 0)
+@contextmanager
+def _locked(part: Path) -> Iterator[IO[bytes]]:
+    """The temporary file, with what is in it already; no other process writes to it meanwhile."""
+    with open(part, "a+b") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Between opening and locking, the process that held it may have renamed it: then it is the finished file.
+            same = os.path.samestat(os.fstat(file.fileno()), part.stat())
+        except (BlockingIOError, FileNotFoundError):
+            same = False
+        if not same:
+            raise BlockingIOError(f"another process is fetching it to {part}")
+        yield file
+
+
+def _forget(part: Path, record: Path) -> None:
+    part.unlink(missing_ok=True)
+    record.unlink(missing_ok=True)
+
+
+def _begun(record: Path, url: str) -> Begun | None:
+    """What is known of the transfer that left NAME.part, if it was of this address."""
+    try:
+        values = json.loads(record.read_text())
+        found = Begun(str(values["url"]), str(values["validator"]), int(values["total"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return found if found.url == url and found.validator.isprintable() else None
+
+
+def _transfer(url: str, file: IO[bytes], record: Path, label: str) -> None:
+    """Receives what `file` lacks, and has it on the disk.
+
+    Raises:
+        OSError: and the like, of the connection or the disk; or the connection broke.
+    """
+    begun, have = _begun(record, url), os.fstat(file.fileno()).st_size
+    headers = {}
+    if begun is not None and 0 < have < begun.total:
+        headers = {"Range": f"bytes={have}-", "If-Range": begun.validator}
+    elif begun is None or have != begun.total:
+        have = 0
+    else:
+        return  # it was received whole, and then not checked any more
+    with _request(url, headers) as response:
+        total = _received_before(response, have, begun)
+        if total is None:
+            have, total = 0, int(response.headers.get("Content-Length") or 0)
+            file.truncate(0)
+            record.unlink(missing_ok=True)
+            _note(record, url, response, total)
         plain = f"fetching {label}, {total or 'unknown number of'} bytes"
         with progress(total, label, unit="B", plain=plain) as advance:
-            received = 0
+            advance(have)
             while chunk := response.read(CHUNK):
                 file.write(chunk)
-                received += len(chunk)
+                have += len(chunk)
                 advance(len(chunk))
-        if total and received != total:
-            raise OSError(f"the connection broke after {received} of {total} bytes")
+        if total and have != total:
+            raise OSError(f"the connection broke after {have} of {total} bytes")
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _request(url: str, headers: dict[str, str]) -> http.client.HTTPResponse:
+    """The response to a request for the rest of a file; for all of it, where the server has less than that by now."""
+    try:
+        response = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT_SECONDS)
+    except urllib.error.HTTPError as error:
+        if not headers or error.code != http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+            raise
+        error.close()
+        response = urllib.request.urlopen(url, timeout=TIMEOUT_SECONDS)
+    return cast(http.client.HTTPResponse, response)
+
+
+def _received_before(response: http.client.HTTPResponse, have: int, begun: Begun | None) -> int | None:
+    """Bytes of the whole file, where the response goes on after `have` of them; None where it starts again.
+
+    Raises:
+        DataError: it is another part than the one that was asked for.
+    """
+    if begun is None or response.status != http.HTTPStatus.PARTIAL_CONTENT:
+        return None
+    sent = CONTENT_RANGE.fullmatch(response.headers.get("Content-Range") or "")
+    if sent is None or (int(sent[1]), int(sent[3])) != (have, begun.total):
+        raise DataError("the server sent another part of it than the missing one; repeat the command")
+    return begun.total
+
+
+def _note(record: Path, url: str, response: http.client.HTTPResponse, total: int) -> None:
+    """Notes what is needed to go on, if the server sends parts and tells versions of the file apart."""
+    tag = response.headers.get("ETag") or ""
+    validator = tag if tag.startswith('"') else response.headers.get("Last-Modified")
+    if total and validator and response.headers.get("Accept-Ranges") == "bytes":
+        part = record.with_name(f"{record.name}.tmp")
+        part.write_text(json.dumps(asdict(Begun(url, validator, total))))
+        part.replace(record)
 
 
 def check_sha256(path: Path, *, sha256: str) -> None:
