@@ -1,20 +1,27 @@
-"""Fetching from a real server on the loopback: whole, broken, wrong, absent."""
+"""Fetching from a real server on the loopback: whole, broken, wrong, absent, and going on after a break."""
 
 from __future__ import annotations
 
 import hashlib
+import signal
+import subprocess
+import sys
+import textwrap
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import ClassVar
 
+import numpy as np
 import pytest
 
 from hardfast.loaders import DataError, fashion_mnist, prepare
 from hardfast.loaders.cifar import fetch_cifar, read_cifar
-from hardfast.loaders.download import fetch
+from hardfast.loaders.download import check_sha256, fetch
 
 from .makers import SPECS, cifar_members, describe, fashion_files, write_cifar
 
@@ -38,7 +45,7 @@ def mirror(tmp_path: Path) -> Iterator[tuple[str, Path]]:
     folder = tmp_path / "server"
     folder.mkdir()
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(folder)))
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()
     yield f"http://127.0.0.1:{server.server_port}", folder
     server.shutdown()
@@ -126,3 +133,154 @@ def test_unknown_and_embedded_names(tmp_path: Path) -> None:
     assert "nothing to fetch" in prepare("digits", tmp_path)
     with pytest.raises(DataError, match="not a data set"):
         prepare("mnist", tmp_path)
+
+
+class Ranges(BaseHTTPRequestHandler):
+    """Serves one file, whole or from a place on, as servers of large files do."""
+
+    content = b""
+    etag: str | None = '"one"'
+    ignores_range = False
+    refuses_range = False
+    wrong_part = False
+    stops_after: int | None = None  # bytes of a body, then the connection breaks
+    seconds_per_chunk = 0.0
+    asked: ClassVar[list[str | None]] = []  # the Range of each request
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        wanted = self.headers["Range"]
+        self.asked.append(wanted)
+        if wanted and self.refuses_range:
+            self.send_error(416)
+            return
+        same = self.headers["If-Range"] in (self.etag, "Tue, 01 Jan 2019 00:00:00 GMT")
+        start = int(wanted[6:-1]) if wanted and same and not self.ignores_range else 0
+        self.send_response(206 if start else 200)
+        self.send_header("Accept-Ranges", "bytes")
+        self.send_header("Last-Modified", "Tue, 01 Jan 2019 00:00:00 GMT")
+        if self.etag is not None:
+            self.send_header("ETag", self.etag)
+        if start:
+            total, shift = len(self.content), int(self.wrong_part)
+            self.send_header("Content-Range", f"bytes {start - shift}-{total - 1}/{total}")
+        body = self.content[start:]
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        body = body[: self.stops_after]
+        for place in range(0, len(body), 1 << 16):
+            self.wfile.write(body[place : place + (1 << 16)])
+            time.sleep(self.seconds_per_chunk)
+
+
+@pytest.fixture
+def ranges() -> Iterator[tuple[str, type[Ranges]]]:
+    """The address of one file of 3 MB, and the handler that serves it."""
+    content = np.random.default_rng(0).bytes(3_000_000)
+    handler = type("Handler", (Ranges,), {"content": content, "asked": []})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}/file", handler
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def whole(path: Path, content: bytes) -> None:
+    check_sha256(path, sha256=hashlib.sha256(content).hexdigest())
+
+
+def break_off(address: str, handler: type[Ranges], target: Path) -> None:
+    """A first attempt that gets two thirds of the file."""
+    handler.stops_after = 2_000_000
+    with pytest.raises(DataError, match="could not be fetched") as error:
+        fetch(address, target, check=lambda path: None)
+    assert "\n" not in str(error.value)
+    assert not target.exists()
+    handler.stops_after = None
+    handler.asked.clear()
+
+
+@pytest.mark.parametrize("etag", ['"one"', None, 'W/"weak"'])
+def test_a_broken_transfer_goes_on(etag: str | None, ranges: tuple[str, type[Ranges]], tmp_path: Path) -> None:
+    """With an ETag, or where there is none that promises equal bytes, with the date."""
+    address, handler = ranges
+    handler.etag = etag
+    target = tmp_path / "x"
+    break_off(address, handler, target)
+    assert left_in(tmp_path) == ["x.part", "x.part.json"]
+    fetch(address, target, check=partial(whole, content=handler.content))
+    assert handler.asked == ["bytes=2000000-"]
+    assert target.read_bytes() == handler.content
+    assert left_in(tmp_path) == ["x"]
+
+
+@pytest.mark.parametrize("change", ["the file", "the address", "no ranges", "refused", "damaged note"])
+def test_it_starts_again_where_it_must(change: str, ranges: tuple[str, type[Ranges]], tmp_path: Path) -> None:
+    address, handler = ranges
+    target = tmp_path / "x"
+    break_off(address, handler, target)
+    if change == "the file":
+        handler.content, handler.etag = handler.content[::-1], '"two"'
+    elif change == "the address":
+        address += "2"
+    elif change == "no ranges":
+        handler.ignores_range = True
+    elif change == "refused":
+        handler.refuses_range = True
+    else:
+        (tmp_path / "x.part.json").write_text('{"url": 1')
+    fetch(address, target, check=partial(whole, content=handler.content))
+    assert target.read_bytes() == handler.content
+    assert left_in(tmp_path) == ["x"]
+
+
+@pytest.mark.parametrize("fault", ["damaged part", "other part", "whole, but another file"])
+def test_what_is_wrong_is_not_kept(fault: str, ranges: tuple[str, type[Ranges]], tmp_path: Path) -> None:
+    """So that the next attempt starts from nothing, and succeeds."""
+    address, handler = ranges
+    target, part = tmp_path / "x", tmp_path / "x.part"
+    break_off(address, handler, target)
+    if fault == "damaged part":
+        part.write_bytes(bytes(2_000_000))
+    elif fault == "other part":
+        handler.wrong_part = True
+    else:
+        part.write_bytes(bytes(len(handler.content)))
+    with pytest.raises(DataError, match="did not give the published file"):
+        fetch(address, target, check=partial(whole, content=handler.content))
+    assert left_in(tmp_path) == []
+    fetch(address, target, check=partial(whole, content=handler.content))
+    assert target.read_bytes() == handler.content
+
+
+def test_a_killed_download_goes_on(ranges: tuple[str, type[Ranges]], tmp_path: Path) -> None:
+    """SIGKILL in the middle; meanwhile a second process that wants the same file is told so."""
+    address, handler = ranges
+    handler.seconds_per_chunk = 0.1
+    target, part = tmp_path / "x", tmp_path / "x.part"
+    program = f"""
+    from pathlib import Path
+    from hardfast.loaders import download
+    download.CHUNK = 1 << 16
+    download.fetch({address!r}, Path({str(target)!r}), check=lambda path: None)
+    """
+    child = subprocess.Popen([sys.executable, "-c", textwrap.dedent(program)], stderr=subprocess.DEVNULL)
+    try:
+        while not part.exists() or part.stat().st_size < 300_000:
+            assert child.poll() is None
+            time.sleep(0.02)
+        with pytest.raises(DataError, match="another process is fetching it"):
+            fetch(address, target, check=lambda path: None)
+    finally:
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+    kept = part.stat().st_size
+    assert 300_000 <= kept < len(handler.content)
+    handler.seconds_per_chunk = 0
+    fetch(address, target, check=partial(whole, content=handler.content))
+    assert handler.asked == [None, f"bytes={kept}-"]
+    assert left_in(tmp_path) == ["x"]
