@@ -169,9 +169,7 @@ class FfcvBackend:
         """What is compiled reads wherever it is told to: everything must be inside."""
         record, top, left, height, width = rows.T
         if len(rows) and not (record.min() >= 0 and record.max() < len(self.source)):
-            raise ValueError(
-                f"records {record.min()} to {record.max()} are asked for and {self.source} has {len(self.source)}"
-            )
+            raise ValueError(f"{self.source} has {len(self.source)} records, not {record.min()} to {record.max()}")
         inside = (np.minimum(top, left) >= 0) & (np.minimum(height, width) >= 1)
         inside &= (top + height <= self.source.heights[record]) & (left + width <= self.source.widths[record])
         if not inside.all():

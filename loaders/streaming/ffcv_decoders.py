@@ -132,7 +132,7 @@ _JPEG = int(IMAGE_MODES["jpg"])
 class BoxDecoder(Operation):
     """Decodes the image of each row (record, top, left, height, width) and scales its box to one size.
 
-    Its result is a pair: uint8 [N, height, width, 3], and the status of each, uint8 [N]. The pixels of a sample that is
+    Its result is a pair: uint8 [N, height, width, 3], and the status of each, int32 [N]. The pixels of a sample that is
     not GOOD are undefined. A box must lie inside its image: this is not checked here.
     """
 
@@ -145,7 +145,8 @@ class BoxDecoder(Operation):
         """What FFCV allocates for each batch: not the decoded image, whose size differs; see `generate_code`."""
         byte = np.dtype("u1")
         state = replace(previous_state, jit_mode=True, shape=self.shape, dtype=byte)
-        return state, (AllocationQuery(self.shape, byte), AllocationQuery((), byte))
+        # No status in bytes: a new FFCV loader marks numba's type of byte vectors as read-only, for the whole process.
+        return state, (AllocationQuery(self.shape, byte), AllocationQuery((), np.dtype("i4")))
 
     def generate_code(self) -> Callable[..., Any]:
         """The function that numba compiles: the same one each time, since FFCV asks in every epoch."""
