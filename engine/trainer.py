@@ -64,6 +64,7 @@ def train(recipe: Recipe, out: Path | str, *, device: str = "auto") -> Outcome:
         if folder.holds(recipe):  # asked again: another process may have been here
             _restore(run, folder)
         else:
+            _ = run.loader  # images that cannot be read are refused before anything is written
             folder.create(recipe)
         done_before = run.at.total
         if run.at.epoch < recipe.epochs:

@@ -71,11 +71,11 @@ def choose_loader(
     needed = _resident_bytes(data.train, size, augmentation)
     limit = options.resident_limit * (1 << 30)
     if needed is not None and needed <= limit:
-        return Choice("resident", f"{needed / (1 << 30):.2g} GiB of images fit --loader.resident-limit")
+        return Choice("resident", f"{_size_words(needed)} of images fit --loader.resident-limit")
     why = (
         "images of many sizes are cropped at random scales"
         if needed is None
-        else f"{needed / (1 << 30):,.1f} GiB of images are more than --loader.resident-limit {options.resident_limit:g}"
+        else f"{_size_words(needed)} of images are more than --loader.resident-limit {options.resident_limit:g}"
     )
     if data.beton is not None:
         if is_installed("ffcv"):
@@ -126,6 +126,10 @@ def _check_asked(name: LoaderName, data: Dataset, augmentation: Augmentation, is
             )
     if name == "dali" and (isinstance(train, Split) or train.source.place.kind != "folder"):
         raise DataError(f"loader.name dali reads image folders, and {data.name} is none: use ffcv or torch")
+
+
+def _size_words(size: int) -> str:
+    return f"{size / (1 << 30):,.1f} GiB" if size >= 1 << 30 else f"{size / (1 << 20):,.1f} MiB"
 
 
 def _resident_bytes(train: StreamedSplit, size: tuple[int, int], augmentation: Augmentation) -> int | None:
