@@ -89,7 +89,7 @@ def list_folder(folder: Path) -> Listing:
             if _is_image(entry.name):
                 raise DataError(f"{shown(entry.path)} lies in no class folder: move it to {shown(folder)}/CLASS/")
             continue
-        found = sorted(_walk(Path(entry.path), entry.name, (_identity(os.stat(entry.path)),)))
+        found = sorted(_walk(Path(entry.path), entry.name, (_identity(folder), _identity(entry.path))))
         images = [(name, size) for name, size in found if _is_image(name)]
         left_out += [name for name, _ in found if not _is_image(name)]
         if not images:
@@ -113,7 +113,7 @@ def _walk(folder: Path, prefix: str, above: tuple[tuple[int, int], ...]) -> Iter
                 continue
             name = f"{prefix}/{entry.name}"
             if entry.is_dir():
-                identity = _identity(os.stat(entry.path))  # not entry.stat(): on some systems it has no inode
+                identity = _identity(entry.path)
                 if identity in above:
                     raise DataError(f"{shown(entry.path)} is a link to a folder that it lies in: remove the link")
                 yield from _walk(Path(entry.path), name, (*above, identity))
@@ -126,7 +126,8 @@ def _walk(folder: Path, prefix: str, above: tuple[tuple[int, int], ...]) -> Iter
         raise DataError(f"{shown(error.filename or folder)} cannot be listed ({error.strerror})") from None
 
 
-def _identity(status: os.stat_result) -> tuple[int, int]:
+def _identity(folder: Path | str) -> tuple[int, int]:
+    status = os.stat(folder)
     return status.st_dev, status.st_ino
 
 

@@ -8,7 +8,9 @@ import io
 import struct
 import tarfile
 import zipfile
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -129,3 +131,39 @@ def zip_folder(folder: Path) -> Path:
         for path in sorted(folder.rglob("*")):
             packed.write(path, path.relative_to(folder.parent))
     return archive
+
+
+@cache
+def photographs() -> tuple[np.ndarray, np.ndarray]:
+    """scikit-learn's two sample photographs, uint8 [427, 640, 3]."""
+    from sklearn.datasets import load_sample_images
+
+    china, flower = load_sample_images().images
+    return china, flower
+
+
+def photograph(number: int, height: int, width: int) -> np.ndarray:
+    """A part of one of the sample photographs, another one for each number: uint8 [height, width, 3]."""
+    whole = photographs()[number % 2]
+    draw = np.random.default_rng(number)
+    top, left = (int(draw.integers(have - want + 1)) for have, want in zip(whole.shape, (height, width), strict=False))
+    return whole[top : top + height, left : left + width]
+
+
+def write_photographs(
+    folder: Path,
+    *,
+    classes: Sequence[str] = ("bird", "cat"),
+    per_class: int = 4,
+    size: tuple[int, int] | None = (24, 32),
+    suffix: str = "png",
+    first: int = 0,
+) -> Path:
+    """An image folder of cut photographs: FOLDER/CLASS/0.png and so on; without a size, of several sizes."""
+    for label, name in enumerate(classes):
+        (folder / name).mkdir(parents=True)
+        for number in range(per_class):
+            height, width = size or (24 + number % 8 * 4, 40 - number % 5 * 3)
+            pixels = photograph(first + 100 * label + number, height, width)
+            Image.fromarray(pixels).save(folder / name / f"{number}.{suffix}", quality=90)
+    return folder
