@@ -16,8 +16,9 @@ HAVE_LIBRARIES := pkg-config --exists opencv4 libturbojpeg 2>/dev/null
 HAVE_FFCV := ls $(VENV)/lib/python3*/site-packages/ffcv/__init__.py >/dev/null 2>&1
 APT := DEBIAN_FRONTEND=noninteractive apt-get
 # `$(call apt,PACKAGES)` succeeds where they can be installed.
-apt = { test "$$(id -u)" = 0 && command -v apt-get && ($(APT) install -qq -y --no-install-recommends $(1) || \
-  { $(APT) update -qq && $(APT) install -qq -y --no-install-recommends $(1); }); } >/dev/null 2>&1
+apt = { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && echo "installing Debian's $(1)" && \
+  ($(APT) install -qq -y --no-install-recommends $(1) || \
+  { $(APT) update -qq && $(APT) install -qq -y --no-install-recommends $(1); }) >/dev/null 2>&1; }
 # The source tree as the import package `hardfast`, for machines on which nothing is installed.
 TREE := .tree
 # Two test processes of one thread each are twice as fast as one of two, and do not slow down on a busy machine.
