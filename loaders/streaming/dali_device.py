@@ -43,10 +43,11 @@ class _Slot:
             feed_ndarray(batch.as_tensor(), self.images)
             return
         self.copied.synchronize()  # two batches ago: what was held may go
-        stream = torch.cuda.current_stream(self.images.device)
-        self.held = batch.as_tensor(), batch
-        feed_ndarray(self.held[0], self.images, cuda_stream=stream)
-        self.copied.record(stream)
+        with torch.cuda.device(self.images.device):
+            stream = torch.cuda.current_stream()
+            self.held = batch.as_tensor(), batch
+            feed_ndarray(self.held[0], self.images, cuda_stream=stream)
+            self.copied.record(stream)
 
 
 class DaliDeviceFeed:

@@ -30,7 +30,7 @@ def dali_bytes(source: ImageSource, sample: int) -> Bytes:
     try:
         content = source.encoded(sample)
         if content is None:
-            fix = "name the image folder with --data.root, or use --data.loader.name ffcv"
+            fix = "name the image folder with --data.root, or use --loader.name ffcv"
             raise DataError(f"{source.name(sample)} holds plain pixels, and dali decodes image files: {fix}")
         if not (plain_jpeg(content) or plain_png(content)):
             pixels = source.pixels(sample)

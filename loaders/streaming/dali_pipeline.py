@@ -60,7 +60,7 @@ def build_pipeline(
             device="mixed" if mixed else "cpu",
             output_type=DALIImageType.RGB,
             adjust_orientation=False,
-            jpeg_fancy_upsampling=True,
+            jpeg_fancy_upsampling=True,  # its effect at a box's borders needs nvJPEG 13.3, by nvJPEG's release notes
         )
         images = fn.resize(images, size=[height, width], interp_type=DALIInterpType.INTERP_LINEAR, antialias=True)
         pipeline.set_outputs(images)

@@ -114,7 +114,7 @@ class DaliReader:
             pipeline = self._build(self.spec.batch_size, self.spec.ahead)
             start(pipeline, self.spec.ahead)
         except Exception as error:
-            raise DataError(f"dali does not start ({reason(error)}): use another with --data.loader.name") from error
+            raise DataError(f"dali does not start ({reason(error)}): use another with --loader.name") from error
         self._pipeline = pipeline
 
     def _build(self, batch_size: int, ahead: int) -> Any:

@@ -293,7 +293,7 @@ class Pixels:
 
 
 def test_plain_pixels_are_refused_with_the_way_out() -> None:
-    with pytest.raises(DataError, match=r"record 0 of raw\.beton.*--data\.loader\.name ffcv"):
+    with pytest.raises(DataError, match=r"record 0 of raw\.beton.*--loader\.name ffcv"):
         DaliBackend(spec(Pixels(), 2, (8, 8)), Pixels())
 
 
