@@ -54,7 +54,6 @@ class Feeder:
         self.spec, self.watchdog = spec, watchdog
         self.ring = Ring((spec.batch_size, spec.height, spec.width, 3), spec.ahead + 2)
         self._epoch, self._received, self._lost = -1, b"", ""
-        self._delivered_once = False
         errors = os.memfd_create("hardfast-feeder-errors")
         answers, theirs = os.pipe()
         environment = os.environ | {
@@ -105,14 +104,11 @@ class Feeder:
             while True:
                 if self._epoch != own:
                     return
-                # FFCV compiles with its first batch.
-                fresh = self.spec.backend == "ffcv" and not self._delivered_once
-                answer = self._answer(max(self.watchdog, STARTUP_SECONDS) if fresh else self.watchdog)
+                answer = self._answer(self.watchdog)
                 if answer["epoch"] == own:
                     break
             if answer["batch"] != number:
                 raise self._died(f"delivered batch {answer['batch']} in place of {number}")
-            self._delivered_once = True
             yield Delivery(own, answer["slot"], self.ring.slot(answer["slot"]))
 
     def give_back(self, delivery: Delivery) -> None:
