@@ -321,7 +321,7 @@ def test_500_abandoned_epochs_leave_nothing_and_spoil_nothing(pngs, backend) -> 
             for _ in range(number % 4):
                 next(batches)
     threads, files, kib = resources()
-    assert (threads, files) == before[:2]
+    assert threads <= before[0] and files <= before[1]
     assert kib - before[2] < 8 * 1024
     assert np.array_equal(all_images(decode, index, boxes), wanted)
     old = decode.batches(index, boxes)
