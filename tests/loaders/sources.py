@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import struct
 import zlib
 from functools import cache
@@ -113,3 +114,13 @@ def png_of_16_bits(pixels: npt.NDArray[np.uint16]) -> bytes:
         for name, data in parts.items()
     )
     return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+
+
+def slow_jpeg(scans: int = 25_000, side: int = 2000) -> bytes:
+    """A sound header and 14 bytes for each of many progressive scans: a minute of work for a decoder, and more."""
+    buffer = io.BytesIO()
+    Image.new("L", (side, side), 128).save(buffer, "JPEG", progressive=True, quality=50)
+    content = buffer.getvalue()
+    end = content.rindex(b"\xff\xd9")
+    last = content[content.rindex(b"\xff\xda") : end]
+    return content[:end] + scans * last + content[end:]

@@ -25,6 +25,7 @@ from hardfast.loaders.source import ImageSource
 from hardfast.loaders.streaming.spec import Decoded, FeedSpec, open_backend
 from hardfast.loaders.streaming.torch_backend import TorchBackend, decode
 
+from .processes import descendants, handles, resident, shared_memory, threads
 from .sources import picture, png_of_16_bits, write_folder, write_odd_files
 
 BATCH = 4
@@ -63,32 +64,6 @@ def whole(count: int, size: tuple[int, int] = SIZE) -> npt.NDArray[np.int64]:
 
 def copied(decoded: Decoded) -> Decoded:
     return Decoded(decoded.images.copy(), decoded.index.copy(), decoded.labels.copy())
-
-
-def shared_memory(but: set[str] = frozenset()) -> set[str]:
-    """Names in /dev/shm that last: other processes' tests have some there for a moment."""
-    now = set(os.listdir("/dev/shm")) - but
-    for _ in range(20):
-        if not now:
-            break
-        threading.Event().wait(0.1)
-        now &= set(os.listdir("/dev/shm"))
-    return now
-
-
-def handles() -> dict[str, str]:
-    """This process's file descriptors, and what each is of."""
-    found = {}
-    for name in os.listdir("/proc/self/fd"):
-        try:
-            found[name] = os.readlink(f"/proc/self/fd/{name}")
-        except FileNotFoundError:  # that of the listing itself
-            continue
-    return found
-
-
-def children() -> list[str]:
-    return Path(f"/proc/self/task/{threading.get_native_id()}/children").read_text().split()
 
 
 @pytest.mark.parametrize("ahead", [1, 5])
@@ -271,12 +246,13 @@ def test_16_bits_of_grey_are_refused(tmp_path: Path) -> None:
 def test_epochs_that_are_given_up_leave_nothing(workers: int, folder: FolderSource) -> None:
     """500 of them: no process, thread or file handle more, and memory that does not grow."""
 
-    def state() -> tuple[list[str], int, dict[str, str]]:
-        return children(), threading.active_count(), handles()
+    me = os.getpid()
 
-    def resident() -> int:
-        pages = [int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in ("self", *children())]
-        return sum(pages) * os.sysconf("SC_PAGE_SIZE")
+    def state() -> tuple[list[int], int, list[str]]:
+        return descendants(me), threads(me), handles(me)
+
+    def memory() -> int:
+        return sum(map(resident, (me, *descendants(me))))
 
     order = np.arange(24)
     gc.collect()  # what earlier tests left to it
@@ -287,10 +263,10 @@ def test_epochs_that_are_given_up_leave_nothing(workers: int, folder: FolderSour
                 next(batches)
             batches.close()
             if number == 50:
-                before, memory = state(), resident()
+                before, used = state(), memory()
         assert len(before[0]) == workers
         assert state() == before
-        assert resident() - memory < 4 << 20
+        assert memory() - used < 4 << 20
         assert sum(1 for _ in backend.batches(order, whole(24))) == 6
 
 
@@ -309,15 +285,15 @@ def test_an_epoch_ends_where_another_begins(folder: FolderSource) -> None:
 def test_close_ends_the_workers(begun: bool, folder: FolderSource) -> None:
     """In mid-epoch too; and nothing has a name in /dev/shm, neither then nor before."""
     shared = set(os.listdir("/dev/shm"))
-    already = children()
+    already = descendants(os.getpid())
     with opened(folder, 2) as backend:
         batches = backend.batches(np.arange(24), whole(24))
         if begun:
             next(batches)
-            assert len(children()) == len(already) + 2
+            assert len(descendants(os.getpid())) == len(already) + 2
             assert not shared_memory(but=shared)
         backend.close()
-        assert children() == already
+        assert descendants(os.getpid()) == already
         if begun:
             assert list(batches) == []
         backend.close()
