@@ -7,6 +7,7 @@ device, in the kernel `augment`.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -84,7 +85,7 @@ def random_boxes(
     area_draw, ratio_draw, top_draw, left_draw = (word.double() * 2.0**-32 for word in words)  # [N, TRIES], in [0, 1)
     h, w = heights.double()[:, None], widths.double()[:, None]
     area = h * w * (scale[0] + area_draw * (scale[1] - scale[0]))
-    low, high = (torch.tensor(ratio, dtype=torch.float64, device=index.device).log() for ratio in RATIO)
+    low, high = (math.log(ratio) for ratio in RATIO)
     ratio = (low + ratio_draw * (high - low)).exp()
     width, height = (area * ratio).sqrt().round(), (area / ratio).sqrt().round()
     fits = (width >= 1) & (width <= w) & (height >= 1) & (height <= h)

@@ -11,10 +11,13 @@ from ..kernels import Purpose, permutation
 from .errors import DataError
 
 
-def check_batch_size(batch_size: int, samples: int) -> None:
-    """Raises DataError unless a training set of `samples` images fills a batch."""
-    if not 1 <= batch_size <= samples:
-        raise DataError(f"batch-size {batch_size} does not fit {samples} training images: choose at most that")
+def check_batch_size(batch_size: int, samples: int, world_size: int = 1) -> None:
+    """Raises DataError unless a training set of `samples` images fills a batch on every rank."""
+    most = samples // world_size
+    if not 1 <= batch_size <= most:
+        ranks = "" if world_size == 1 else f" on each of {world_size} ranks"
+        fix = f"choose from 1 to {most}" if most else "bring more images, or fewer ranks"
+        raise DataError(f"batch-size {batch_size}{ranks} does not fit {samples} training images: {fix}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,9 +44,11 @@ class Order:
     rank: int = 0
 
     def __post_init__(self) -> None:
+        if self.world_size < 1:
+            raise DataError(f"world size {self.world_size} is no number of ranks: choose 1 or more")
         if not 0 <= self.rank < self.world_size:
             raise DataError(f"rank {self.rank} is not one of {self.world_size}: choose 0 to {self.world_size - 1}")
-        check_batch_size(self.batch_size * self.world_size, self.samples)
+        check_batch_size(self.batch_size, self.samples, self.world_size)
 
     def __len__(self) -> int:
         """Batches in an epoch; what does not fill a step of all ranks is dropped."""
