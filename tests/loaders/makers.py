@@ -18,6 +18,7 @@ from PIL import Image
 
 from hardfast.loaders.cifar import CIFAR10, CIFAR100, PIXEL_BYTES, Cifar
 from hardfast.loaders.fashion_mnist import IdxFile
+from hardfast.loaders.imagenet import Archive, ImageNet
 from hardfast.loaders.tiny_imagenet import TinyImageNet
 
 
@@ -167,3 +168,71 @@ def write_photographs(
             pixels = photograph(first + 100 * label + number, height, width)
             Image.fromarray(pixels).save(folder / name / f"{number}.{suffix}", quality=90)
     return folder
+
+
+SMALL_IMAGENET = ImageNet(num_classes=3, train_images=12, test_images=6)
+
+
+def imagenet_image(wnid: str, number: int) -> bytes:
+    """A JPEG, cut from the sample photographs, another one for each class and number."""
+    buffer = io.BytesIO()
+    seed = 1000 * WNIDS.index(wnid) + number
+    Image.fromarray(photograph(seed, 30 + number, 40)).save(buffer, "JPEG", quality=90)
+    return buffer.getvalue()
+
+
+def write_tar(path: Path, members: dict[str, bytes]) -> Path:
+    """A tar archive; gzipped if it is named so."""
+    with tarfile.open(path, "w:gz" if path.name.endswith(".gz") else "w") as tar:
+        for name, content in members.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            tar.addfile(entry, io.BytesIO(content))
+    return path
+
+
+def imagenet_members() -> dict[str, dict[str, bytes]]:
+    """What the three archives of a data set like `SMALL_IMAGENET` hold, by their places in its spec.
+
+    Validation images 1 to 6 are of the classes 2, 2, 3, 1, 1, 3 of the devkit, which are WNIDS in that order.
+    """
+    from scipy.io import savemat
+
+    train = {}
+    for wnid in WNIDS:
+        buffer = io.BytesIO()
+        with tarfile.open(fileobj=buffer, mode="w") as tar:
+            for number in range(4):
+                content = imagenet_image(wnid, number)
+                entry = tarfile.TarInfo(f"{wnid}_{number}.JPEG")
+                entry.size = len(content)
+                tar.addfile(entry, io.BytesIO(content))
+        train[f"{wnid}.tar"] = buffer.getvalue()
+    truth = (2, 2, 3, 1, 1, 3)
+    val = {
+        f"ILSVRC2012_val_{image:08d}.JPEG": imagenet_image(WNIDS[label - 1], 10 + image)
+        for image, label in enumerate(truth, start=1)
+    }
+    rows = [(number, wnid, 0) for number, wnid in enumerate(WNIDS, start=1)] + [
+        (4, "n09000000", 3)
+    ]  # a class of classes
+    synsets = np.array(rows, dtype=[("ILSVRC2012_ID", float), ("WNID", object), ("num_children", float)])
+    meta = io.BytesIO()
+    savemat(meta, {"synsets": synsets})
+    folder = "ILSVRC2012_devkit_t12/data"
+    devkit = {
+        f"{folder}/meta.mat": meta.getvalue(),
+        f"{folder}/ILSVRC2012_validation_ground_truth.txt": "".join(f"{label}\n" for label in truth).encode(),
+    }
+    return {"train": train, "val": val, "devkit": devkit}
+
+
+def write_imagenet_archives(folder: Path, members: dict[str, dict[str, bytes]]) -> ImageNet:
+    """The three archives, and the description that they fit."""
+    folder.mkdir(parents=True, exist_ok=True)
+    archives = {}
+    for part, files in members.items():
+        name = getattr(SMALL_IMAGENET, part).name
+        content = write_tar(folder / name, files).read_bytes()
+        archives[part] = Archive(name, hashlib.md5(content).hexdigest())
+    return replace(SMALL_IMAGENET, **archives)
