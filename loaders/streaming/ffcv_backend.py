@@ -31,13 +31,19 @@ def torch_threads_kept() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-with torch_threads_kept():
-    import numba
-    from ffcv.loader import Loader
-    from ffcv.loader.epoch_iterator import EpochIterator
-    from ffcv.pipeline import PipelineSpec
+try:
+    with torch_threads_kept():
+        import numba
+        from ffcv.loader import Loader
+        from ffcv.loader.epoch_iterator import EpochIterator
+        from ffcv.pipeline import PipelineSpec
 
-    from .ffcv_decoders import GOOD, BoxDecoder, RecordDecoder, scale_box
+        from .ffcv_decoders import GOOD, BoxDecoder, RecordDecoder, scale_box
+except ImportError as error:
+    raise DataError(
+        f"the ffcv loader needs ffcv ({error}): pip install 'hardfast[ffcv]', which compiles it with Debian's "
+        "libopencv-dev libturbojpeg0-dev pkg-config g++ python3-dev"
+    ) from None
 
 POLL = 0.1  # seconds
 

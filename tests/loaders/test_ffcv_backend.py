@@ -224,9 +224,10 @@ def warned(content: bytes) -> bytes:
 
 
 def smaller(content: bytes) -> bytes:
-    """Another height in the header."""
-    at = content.index(b"\xff\xc0") + 5
-    return content[:at] + (int.from_bytes(content[at : at + 2], "big") - 16).to_bytes(2, "big") + content[at + 2 :]
+    """A sound JPEG of another size."""
+    image, file = Image.open(io.BytesIO(content)), io.BytesIO()
+    image.crop((0, 0, image.width - 8, image.height - 16)).save(file, "JPEG", quality=90)
+    return file.getvalue()
 
 
 def cut(content: bytes) -> bytes:
