@@ -43,7 +43,7 @@ class FolderSource:
     """
 
     def __init__(self, folder: Path, index: Index) -> None:
-        self.place = Place("folder", str(folder))
+        self.place = Place("folder", str(folder.absolute()))
         self.labels = index.listing.labels()
         self.heights, self.widths = index.heights, index.widths
         self.sizes, self.sha256 = index.listing.sizes, index.sha256

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from hardfast.loaders import DataError, DataOptions, cifar, fashion_mnist, open_dataset
+from hardfast.loaders import DataError, DataOptions, Split, cifar, fashion_mnist, open_dataset
 from hardfast.loaders.cifar import Cifar, read_cifar
 from hardfast.loaders.fashion_mnist import read_fashion_mnist, read_idx
 from hardfast.loaders.synthetic import SyntheticShape
@@ -182,3 +182,17 @@ def test_the_published_digests_are_used(tmp_path: Path) -> None:
 def test_options_that_do_not_fit(options: DataOptions, message: str) -> None:
     with pytest.raises(DataError, match=message):
         open_dataset(options)
+
+
+def test_a_training_set_knows_its_records(tmp_path: Path) -> None:
+    """Which of the published training images are left when the held-out ones are cut."""
+    whole = open_dataset(DataOptions(heldout=0))
+    assert whole.train_records.tolist() == list(range(1437))
+    data = open_dataset(DataOptions(root=str(tmp_path), heldout=100, split_seed=2))
+    assert isinstance(data.train, Split) and isinstance(whole.train, Split)
+    assert torch.equal(data.train.images, whole.train.images[data.train_records])
+    assert torch.equal(data.train.labels, whole.train.labels[data.train_records])
+    assert (data.beton, data.image_shape, len(data.train)) == (None, (16, 16, 3), 1337)
+    (tmp_path / "digits").mkdir()
+    (tmp_path / "digits" / "train.beton").touch()
+    assert open_dataset(DataOptions(root=str(tmp_path))).beton == tmp_path / "digits" / "train.beton"

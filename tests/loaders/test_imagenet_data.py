@@ -24,7 +24,7 @@ pytest.importorskip("PIL")
 pytest.importorskip("sklearn")
 pytest.importorskip("scipy")
 
-from hardfast.loaders import DataError, DataOptions, Split, StreamedSplit, find, open_dataset, prepare
+from hardfast.loaders import REGISTRY, DataError, DataOptions, Split, StreamedSplit, find, open_dataset, prepare
 from hardfast.loaders.beton import BetonSource
 from hardfast.loaders.beton_split import beton_split
 from hardfast.loaders.beton_writer import write_beton
@@ -495,3 +495,39 @@ def test_the_devkit_of_the_published_form(tmp_path: Path) -> None:
     members = imagenet_members()
     devkit = write_tar(tmp_path / SMALL_IMAGENET.devkit.name, members["devkit"])
     assert validation_classes(devkit, SMALL_IMAGENET) == dict(enumerate(TRUTH, start=1))
+
+
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`hardfast data`: a line for each data set, and one line for every mistake."""
+    pytest.importorskip("tyro")
+    from hardfast.engine import cli
+
+    root = own_images(tmp_path / "mine")
+    assert cli.run(["data", "list", "--root", str(root)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == len(REGISTRY)
+    places = {line.split()[0]: line[line.rindex("[") :] for line in lines}
+    assert places["folder"] == f"[{root}]"
+    assert places["digits"] == "[comes with the engine]"
+    assert places["imagenet"] == places["cifar10"] == "[not found]"
+    assert cli.run(["data", "prepare", "folder", "--root", str(root)]) == 0
+    assert capsys.readouterr().out == f"folder: {root}/train and val: 20 + 6 images, 2 classes\n"
+    (tmp_path / "file").write_text("x")
+    (root / "train" / "cat" / "0.png").write_bytes(b"x")
+    for words, part in (
+        (["folder", "--root", str(tmp_path / "none")], "holds no images"),
+        (["folder", "--root", str(tmp_path / "file")], "holds no images"),
+        (["folder", "--root", str(root)], "train/cat/0.png is damaged or no image"),
+        (["imagenet", "--root", str(tmp_path)], "image-net.org"),
+        (["folder", "--root", str(root), "--max-side", "9"], "--beton"),
+        (["folder", "--root", str(root), "--max-side", "x", "--beton"], "max-side"),
+        (["digits", "--beton", "--max-side", "9"], "`folder` and `imagenet`"),
+        (["synthetic", "--beton", "--root", str(tmp_path)], "nothing to write"),
+        (["nothing"], "folder"),
+    ):
+        assert cli.run(["data", "prepare", *words]) == 2
+        said = capsys.readouterr()
+        assert said.out == ""
+        errors = [line for line in said.err.splitlines() if "indexing" not in line]
+        assert len(errors) == 1 and part in errors[0], said.err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "mine"]

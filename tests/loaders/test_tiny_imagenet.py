@@ -189,22 +189,6 @@ def test_a_picture_that_is_no_jpeg_is_read_all_the_same(tmp_path: Path) -> None:
     assert read_tiny_imagenet(tmp_path, SMALL_TINY_IMAGENET).train.images[9].eq(0).all()
 
 
-@pytest.mark.parametrize("size", [None, 288])
-def test_imagenet_says_what_to_do_meanwhile(size: int | None) -> None:
-    """And what it says works: with a small training set in place of the default one."""
-    with pytest.raises(DataError, match="imagenet needs loaders that stream") as error:
-        open_dataset(DataOptions(name="imagenet", image_size=size))
-    assert "\n" not in str(error.value)
-    assert f"--data.name synthetic --data.image-size {size or 224} --data.synthetic.num-classes 1000" in str(
-        error.value
-    )
-    with pytest.raises(DataError, match="imagenet needs loaders that stream"):
-        prepare("imagenet", Path("data"))
-    shape = replace(DataOptions().synthetic, num_classes=1000, train_images=20, test_images=4)
-    data = open_dataset(DataOptions(name="synthetic", image_size=size or 224, synthetic=shape))
-    assert (data.num_classes, data.image_shape) == (1000, (size or 224, size or 224, 3))
-
-
 def test_nothing_to_fetch_is_said_of_what_is_embedded_alone() -> None:
     for name, entry in REGISTRY.items():
         assert entry.embedded == (name in ("digits", "synthetic"))
