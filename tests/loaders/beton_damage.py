@@ -104,7 +104,7 @@ def _header(base: Base) -> Iterator[tuple[str, Change]]:
     }
     values["allocations"] += tuple(base.table + shift for shift in (-base.page, -24, -1, 1, 24, base.page))
     for name, numbers in values.items():
-        for number in numbers:
+        for number in dict.fromkeys(numbers):
             yield f"header {name} {number}", _number(HEADER, name, 0, 0, number)
 
 
@@ -162,7 +162,7 @@ def _swaps(base: Base) -> Iterator[tuple[str, Change]]:
         for name in names:
             rows[name][list(pair)] = rows[name][list(pair[::-1])]
 
-    for pair in ((jpegs[0], jpegs[1]), (raws[0], raws[1]), (jpegs[2], raws[2])):
+    for pair in ((jpegs[0], jpegs[-1]), (raws[0], raws[-1]), (jpegs[2], raws[2])):
         whole = list(RECORD.names)
         yield f"swapped records {pair}", partial(swap, RECORD, RECORDS_START, whole, pair)
         yield f"swapped places {pair}", partial(swap, RECORD, RECORDS_START, ["place"], pair)
@@ -230,8 +230,7 @@ def _zeros(base: Base) -> Iterator[tuple[str, Change]]:
     size = len(base.content)
     for page in range(base.start, base.table, base.page):
         yield f"page at {page} zero", partial(put, page, bytes(base.page))
-    places = {"header": 0, "last block": size - size % BLOCK, "table": base.table - base.table % BLOCK}
-    places |= {f"JPEG {row}": -(-base.place(row) // BLOCK) * BLOCK - BLOCK for row in base.of_mode(JPEG)[1:4]}
+    places = {f"JPEG {row}": -(-base.place(row) // BLOCK) * BLOCK - BLOCK for row in base.of_mode(JPEG)[1:4]}
     places |= {f"end of JPEG {row}": (base.end(row) - 1) // BLOCK * BLOCK for row in base.of_mode(JPEG)[2:4]}
     for name, place in places.items():
         yield f"block of {name} zero", partial(put, place, bytes(min(BLOCK, size - place)))

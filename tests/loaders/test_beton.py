@@ -200,6 +200,18 @@ def test_jpeg_size_agrees_with_pillow() -> None:
             assert jpeg_size(content[:length] + b"\xff\xd9") is None
 
 
+def test_a_jpeg_of_two_frames_is_none() -> None:
+    """Decoders would disagree on its size."""
+    file = io.BytesIO()
+    Image.fromarray(picture(0, (40, 60))).save(file, "JPEG")
+    content = file.getvalue()
+    begin = content.index(b"\xff\xc0")
+    frame = content[begin : begin + 2 + int.from_bytes(content[begin + 2 : begin + 4], "big")]
+    assert jpeg_size(content) == (40, 60)
+    assert jpeg_size(content[:begin] + frame + content[begin:]) is None
+    assert jpeg_size(content[: begin + 1] + b"\xff" * 5 + content[begin + 1 :]) == (40, 60)  # which the format allows
+
+
 def test_a_disk_that_gives_back_other_bytes(folder: FolderSource, tmp_path: Path) -> None:
     path = tmp_path / "train.beton"
     digests = write_records(folder, path, max_side=None, workers=1, advance=lambda done: None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +11,7 @@ import pytest
 
 from hardfast.loaders.beton import BetonSource, sidecar, validate
 from hardfast.loaders.beton_check import read_structure
+from hardfast.loaders.beton_format import RAW, empty_tables, head
 from hardfast.loaders.errors import DataError
 
 from .beton_damage import Base, Mutant, padded_jpeg, random, structural
@@ -38,21 +39,30 @@ def refused(path: Path) -> bool:
     return False
 
 
-def survivors(base: Base, mutants: Iterable[Mutant], folder: Path) -> list[bytes]:
+def survivors(base: Base, mutants: Iterable[Mutant], folder: Path, wanted: int) -> tuple[int, list[bytes]]:
     """Puts each mutant in the place of the sound file, with the sound file's sidecar and without one.
 
-    With it, every mutant must be refused. Returns those that are not refused without it.
+    With it, every mutant must be refused.
+
+    Returns:
+        How many were not refused without it, and `wanted` of them, drawn at random.
     """
     path = folder / base.path.name
-    passed = []
+    draw = np.random.default_rng(0)
+    passed, kept = 0, []
     for mutant in mutants:
         path.write_bytes(mutant.content)
         sidecar(path).write_bytes(sidecar(base.path).read_bytes())
         assert refused(path), f"{mutant.name}: not refused although its sha256 is wrong"
         sidecar(path).unlink()
-        if not refused(path):
-            passed.append(mutant.content)
-    return passed
+        if refused(path):
+            continue
+        passed += 1
+        if len(kept) < wanted:
+            kept.append(mutant.content)
+        elif (place := draw.integers(passed)) < wanted:
+            kept[place] = mutant.content
+    return passed, kept
 
 
 def load_survivors(base: Base, contents: list[bytes], folder: Path) -> int:
@@ -81,14 +91,21 @@ def load_survivors(base: Base, contents: list[bytes], folder: Path) -> int:
 
 def check_mutants(base: Base, folder: Path, mutants: int, wanted: int) -> None:
     """All structural and many random mutants; some that survive the check of the structure are loaded."""
-    structures = list(structural(base))
-    assert len({mutant.content for mutant in structures}) > 0.95 * len(structures)
-    assert survivors(base, structures, folder) == []
-    drawn = random(base, mutants - len(structures), seed=1)
-    passed = survivors(base, drawn, folder)
-    assert wanted <= len(passed) < mutants
-    chosen = [passed[place * len(passed) // wanted] for place in range(wanted)]
-    assert load_survivors(base, chosen, folder) > 0  # or the survivors would not be worth loading
+    names: list[str] = []
+    contents: set[int] = set()
+
+    def counted(made: Iterable[Mutant]) -> Iterator[Mutant]:
+        for mutant in made:
+            names.append(mutant.name)
+            contents.add(hash(mutant.content))
+            yield mutant
+
+    assert survivors(base, counted(structural(base)), folder, 1) == (0, [])
+    assert mutants / 2 < len(names) < mutants or mutants == MUTANTS_AT_NIGHT
+    passed, kept = survivors(base, counted(random(base, mutants - len(names), seed=1)), folder, wanted)
+    assert (len(names), len(kept)) == (mutants, wanted) and len(contents) >= 0.99 * mutants
+    assert passed < 0.7 * mutants
+    assert load_survivors(base, kept, folder) > 0  # or the survivors would not be worth loading
 
 
 def test_damaged_files(base: Base, tmp_path: Path) -> None:
@@ -129,6 +146,55 @@ def test_a_page_of_zeros_is_damage_unless_its_digest_agrees(tmp_path: Path) -> N
         validate(path)
     seal(path)
     assert validate(path).images == 1500
+
+
+PAGE = 1 << 21
+
+
+def compose(path: Path, page: int, places: tuple[int, ...], sizes: tuple[int, ...], table: int) -> None:
+    """A file of grey 8x8 images in plain pixels whose tables agree with each other, whatever they say."""
+    records, allocations = empty_tables(len(places))
+    records["mode"], records["width"], records["height"], records["place"] = RAW, 8, 8, places
+    allocations["sample"], allocations["place"], allocations["size"] = range(len(places)), places, sizes
+    with path.open("wb") as file:
+        file.write(head(len(places), page, table) + records.tobytes())
+        for place in places:
+            file.seek(place)
+            file.write(bytes([128]) * 192)
+        file.seek(table)
+        file.write(allocations.tobytes())
+        file.truncate()
+
+
+@pytest.mark.parametrize(
+    ("what", "page", "places", "sizes", "table"),
+    [
+        (None, PAGE, (PAGE, PAGE + 192, 2 * PAGE), (192, 192, 192), 3 * PAGE),
+        (None, PAGE, (2 * PAGE, PAGE + 500, PAGE), (192, 192, 192), 3 * PAGE),
+        ("no power of two", 3 << 20, (3 << 20, 4 << 20), (192, 192), 6 << 20),
+        ("no power of two", 1 << 20, (1 << 20, 2 << 20), (192, 192), 3 << 20),
+        ("cannot begin", PAGE, (PAGE, PAGE + 192), (192, 192), 2 * PAGE + 8),
+        ("cannot begin", PAGE, (PAGE, PAGE + 192), (192, 192), PAGE),
+        ("record 1 overlaps", PAGE, (PAGE, PAGE + 191), (192, 192), 2 * PAGE),
+        ("record [01] overlaps", PAGE, (PAGE, PAGE), (192, 192), 2 * PAGE),
+        ("record 1 crosses", PAGE, (PAGE, 2 * PAGE - 191), (192, 192), 3 * PAGE),
+        ("first image is at", PAGE, (PAGE + 1, PAGE + 193), (192, 192), 2 * PAGE),
+        ("entry 1 of the allocation", PAGE, (PAGE, 2 * PAGE), (192, PAGE + 1), 4 * PAGE),
+        ("entry 1 of the allocation", PAGE, (PAGE, 2 * PAGE), (192, 192), 2 * PAGE),
+        ("entry 0 of the allocation", PAGE, (PAGE - 192, PAGE), (192, 192), 2 * PAGE),
+        ("is 8x8 pixels in 193 bytes", PAGE, (PAGE, PAGE + 192), (192, 193), 2 * PAGE),
+    ],
+)
+def test_tables_that_agree_on_what_cannot_be(
+    tmp_path: Path, what: str | None, page: int, places: tuple[int, ...], sizes: tuple[int, ...], table: int
+) -> None:
+    path = tmp_path / "train.beton"
+    compose(path, page, places, sizes, table)
+    if what is None:
+        assert validate(path).images == 3
+    else:
+        with pytest.raises(DataError, match=what):
+            validate(path)
 
 
 @pytest.mark.parametrize("text", ["", "abc  train.beton", "z" * 64, "\xff" * 64])
