@@ -40,7 +40,7 @@ class Interval:
     @classmethod
     def of(cls, values: Sequence[float]) -> Self:
         """Student's t interval for the mean of at least two independent runs."""
-        from scipy.special import stdtrit  # comes with scikit-learn
+        from scipy.special import stdtrit  # type: ignore[import-untyped]  # comes with scikit-learn
 
         mean = statistics.fmean(values)
         quantile = float(stdtrit(len(values) - 1, (1 + CONFIDENCE) / 2))
@@ -128,6 +128,8 @@ def target(workload: Workload) -> tuple[int, str] | None:
     rate, size = TARGETS[workload.model]
     if workload.image_size == size:
         return rate, "target for an H100, not measured"
+    if not 0.5 <= workload.image_size / size <= 2:
+        return None
     rate = round(rate * (size / workload.image_size) ** 2)
     return rate, f"target for an H100 at {size} px by the number of pixels, not measured"
 

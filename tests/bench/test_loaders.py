@@ -265,6 +265,7 @@ def test_waiting_takes_no_cpu() -> None:
 def test_targets(model: Any, size: int, rate: int, about: str) -> None:
     assert target(Workload(model=model, batch=1, image_size=size)) == (rate, about)
     assert target(SMALL) is None
+    assert target(Workload(model=model, batch=1, image_size=8)) is None  # too far from what the target is for
 
 
 def test_the_table() -> None:
