@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from ..kernels import Purpose
-from .beton import BetonSource, validate
+from .beton import BetonSource, sidecar, validate
 from .dataset import Published, cut
 from .errors import DataError, MissingDataError
 from .folder_index import shown
@@ -41,9 +41,14 @@ class Layout:
         return [self.train] if self.test is None else [self.train, self.test]
 
     def __str__(self) -> str:
+        """For the line that says where the data set was read from."""
         if self.test is None:
-            return f"{shown(self.train)}, a tenth of it set apart at random as the test set"
-        return f"{shown(self.train)} and {self.test.name}"
+            text = f"{shown(self.train)}, a tenth of it set apart at random as the test set"
+        else:
+            text = f"{shown(self.train)} and {self.test.name}"
+        alone = [part for part in self.parts if part.is_file() and not sidecar(part).exists()]
+        lacks = f" (without {sidecar(alone[0]).name}, damaged pixels would not be noticed)" if alone else ""
+        return text + lacks
 
 
 def find_layout(root: Path) -> Layout | None:

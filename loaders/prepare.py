@@ -82,7 +82,7 @@ def prepare_folder(root: Path) -> tuple[Published, str]:
         if part.is_dir():
             left_out += [shown(part / name) for name in FolderSource.index(part, decode=True).left_out]
     found = read_image_folder(root, image_size=None, test_crop=None)
-    more = f"; {len(left_out)} files are no images, like {left_out[0]}" if left_out else ""
+    more = f"; left out as no images: {len(left_out)}, like {left_out[0]}" if left_out else ""
     return found, f"{_counts(found)}{more}"
 
 

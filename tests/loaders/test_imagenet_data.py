@@ -345,7 +345,7 @@ def test_prepare_indexes_again_what_changed(tmp_path: Path) -> None:
     (root / "train" / "cat" / "list.txt").write_text("x")
     refused(lambda: opened(root), "more/0.png was added")
     assert prepare("folder", root) == (
-        f"{root}/train and val: 21 + 6 images, 2 classes; 1 files are no images, like {root}/train/cat/list.txt"
+        f"{root}/train and val: 21 + 6 images, 2 classes; left out as no images: 1, like {root}/train/cat/list.txt"
     )
     assert len(opened(root)[0]) == 19
 
@@ -386,6 +386,11 @@ def test_own_images_as_beton(written: Path, tmp_path: Path) -> None:
     alone = betons_alone(written, tmp_path / "alone")
     check_same(written, alone)
     assert find("folder", alone) == alone
+    sound = f"{alone}/train.beton and val.beton"
+    assert open_dataset(DataOptions(name="folder", root=str(alone))).source == sound
+    (alone / "val.beton.sha256").unlink()
+    source = open_dataset(DataOptions(name="folder", root=str(alone))).source
+    assert source == f"{sound} (without val.beton.sha256, damaged pixels would not be noticed)"
     refused(lambda: prepare("folder", alone, beton=True), "is a .beton file already")
     os.truncate(alone / "train.beton", 10_000)
     refused(lambda: opened(alone), "train.beton")
