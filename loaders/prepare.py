@@ -53,10 +53,9 @@ def prepare(
         line = found.source
     if not beton:
         return line
-    folder = root / name
-    if isinstance(found.train, StreamedSplit):  # beside the images
-        place = Path(found.train.source.place.path)
-        folder = place if found.train.source is getattr(found.test, "source", None) else place.parent
+    folder = root if name == "folder" else root / name
+    if name == "imagenet" and isinstance(found.train, StreamedSplit):  # beside the images: root may be their folder
+        folder = Path(found.train.source.place.path).parent
     written = write_betons(found, folder, max_side=max_side)
     return f"{line}; wrote {' and '.join(map(shown, written))}"
 

@@ -455,9 +455,11 @@ def test_prepare_writes_the_digits(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_one_folder_as_beton(tmp_path: Path) -> None:
+@pytest.mark.parametrize("below", ["train", "."])
+def test_one_folder_as_beton(below: str, tmp_path: Path) -> None:
     """It holds all images, and test images are drawn from it as they are from the folder."""
-    root = write_photographs(tmp_path / "pictures", per_class=10, size=None, suffix="jpg")
+    root = tmp_path / "pictures"
+    write_photographs(root / below, per_class=10, size=None, suffix="jpg")
     assert prepare("folder", root, beton=True).endswith(f"18 + 2 images, 2 classes; wrote {root}/train.beton")
     check_same(root, betons_alone(root, tmp_path / "alone"))
 
