@@ -18,6 +18,8 @@ from ..streamed import StreamedSplit
 from .host_feed import HostFeed
 from .spec import BackendName, FeedSpec
 
+CHUNK = 1 << 14  # samples whose crops are drawn at once: ten tries of each lie in the cache
+
 
 class Feed(Protocol):
     """Delivers decoded batches to the device."""
@@ -131,6 +133,8 @@ class StreamingLoader:
     def _boxes(self, index: Tensor, epoch: int) -> Tensor:
         """What is shown of each sample: int64 [len(index), 4]."""
         heights, widths = self._split.heights[index], self._split.widths[index]
-        if self._augmentation.scale is None:
+        scale = self._augmentation.scale
+        if scale is None:
             return central_boxes(heights, widths, self._split.size)
-        return random_boxes(index, heights, widths, seed=self._seed, epoch=epoch, scale=self._augmentation.scale)
+        parts = zip(index.split(CHUNK), heights.split(CHUNK), widths.split(CHUNK), strict=True)
+        return torch.cat([random_boxes(*part, seed=self._seed, epoch=epoch, scale=scale) for part in parts])
