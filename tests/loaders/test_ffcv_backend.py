@@ -185,6 +185,17 @@ def test_500_epochs_given_up_leave_nothing_behind(source: BetonSource, backend) 
     compare(source, copied(backend.batches(index, boxes)), index, boxes)
 
 
+def test_the_rest_of_an_epoch_given_up_is_not_decoded(backend) -> None:
+    from hardfast.loaders.streaming.ffcv_backend import Epoch
+
+    batches = 1000
+    epoch = Epoch(backend.loader, np.tile([0, 0, 0, *SIZE], (batches * BATCH, 1)))
+    left = epoch.iter_ixes
+    assert epoch.take() is not None
+    epoch.end()
+    assert len(list(left)) > batches - 10
+
+
 def test_a_failure_in_the_thread_is_raised(backend) -> None:
     from hardfast.loaders.streaming.ffcv_backend import Epoch
 
