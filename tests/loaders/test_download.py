@@ -10,6 +10,7 @@ import textwrap
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -135,6 +136,9 @@ def test_unknown_and_embedded_names(tmp_path: Path) -> None:
         prepare("mnist", tmp_path)
 
 
+REST = "bytes=2000000-"  # what is missing after `break_off`
+
+
 class Ranges(BaseHTTPRequestHandler):
     """Serves one file, whole or from a place on, as servers of large files do."""
 
@@ -145,19 +149,20 @@ class Ranges(BaseHTTPRequestHandler):
     wrong_part = False
     stops_after: int | None = None  # bytes of a body, then the connection breaks
     seconds_per_chunk = 0.0
-    asked: ClassVar[list[str | None]] = []  # the Range of each request
+    asked: ClassVar[list[tuple[str | None, int]]] = []  # the Range of each request, and the status of its answer
 
     def log_message(self, format: str, *args: object) -> None:
         pass
 
     def do_GET(self) -> None:
         wanted = self.headers["Range"]
-        self.asked.append(wanted)
         if wanted and self.refuses_range:
+            self.asked.append((wanted, 416))
             self.send_error(416)
             return
         same = self.headers["If-Range"] in (self.etag, "Tue, 01 Jan 2019 00:00:00 GMT")
         start = int(wanted[6:-1]) if wanted and same and not self.ignores_range else 0
+        self.asked.append((wanted, 206 if start else 200))
         self.send_response(206 if start else 200)
         self.send_header("Accept-Ranges", "bytes")
         self.send_header("Last-Modified", "Tue, 01 Jan 2019 00:00:00 GMT")
@@ -170,9 +175,10 @@ class Ranges(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         body = body[: self.stops_after]
-        for place in range(0, len(body), 1 << 16):
-            self.wfile.write(body[place : place + (1 << 16)])
-            time.sleep(self.seconds_per_chunk)
+        with suppress(ConnectionError):  # the other side was killed
+            for place in range(0, len(body), 1 << 16):
+                self.wfile.write(body[place : place + (1 << 16)])
+                time.sleep(self.seconds_per_chunk)
 
 
 @pytest.fixture
@@ -213,13 +219,24 @@ def test_a_broken_transfer_goes_on(etag: str | None, ranges: tuple[str, type[Ran
     break_off(address, handler, target)
     assert left_in(tmp_path) == ["x.part", "x.part.json"]
     fetch(address, target, check=partial(whole, content=handler.content))
-    assert handler.asked == ["bytes=2000000-"]
+    assert handler.asked == [(REST, 206)]
     assert target.read_bytes() == handler.content
     assert left_in(tmp_path) == ["x"]
 
 
-@pytest.mark.parametrize("change", ["the file", "the address", "no ranges", "refused", "damaged note"])
-def test_it_starts_again_where_it_must(change: str, ranges: tuple[str, type[Ranges]], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("change", "asked"),
+    [
+        ("the file", [(REST, 200)]),
+        ("the address", [(None, 200)]),
+        ("no ranges", [(REST, 200)]),
+        ("refused", [(REST, 416), (None, 200)]),
+        ("damaged note", [(None, 200)]),
+    ],
+)
+def test_it_starts_again_where_it_must(
+    change: str, asked: list[tuple[str | None, int]], ranges: tuple[str, type[Ranges]], tmp_path: Path
+) -> None:
     address, handler = ranges
     target = tmp_path / "x"
     break_off(address, handler, target)
@@ -234,6 +251,7 @@ def test_it_starts_again_where_it_must(change: str, ranges: tuple[str, type[Rang
     else:
         (tmp_path / "x.part.json").write_text('{"url": 1')
     fetch(address, target, check=partial(whole, content=handler.content))
+    assert handler.asked == asked
     assert target.read_bytes() == handler.content
     assert left_in(tmp_path) == ["x"]
 
@@ -282,5 +300,5 @@ def test_a_killed_download_goes_on(ranges: tuple[str, type[Ranges]], tmp_path: P
     assert 300_000 <= kept < len(handler.content)
     handler.seconds_per_chunk = 0
     fetch(address, target, check=partial(whole, content=handler.content))
-    assert handler.asked == [None, f"bytes={kept}-"]
+    assert handler.asked == [(None, 200), (f"bytes={kept}-", 206)]
     assert left_in(tmp_path) == ["x"]
