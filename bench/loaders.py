@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from ..engine.errors import UsageError
 from ..engine.execution import Precision
 from ..engine.models import ModelName
 from .loader_candidates import LOADERS, LoaderName, candidates, prepared_images, why_left_out
-from .loader_rows import MOST_PADDED, columns, table
+from .loader_rows import MOST_PADDED, LoaderRow, columns, table
 from .loader_timing import time_loaders
 from .photographs import why_no_photographs
 from .rows import check_places, write_rows
@@ -106,6 +107,10 @@ def bench_loaders(
         check_workload(workload, runs)
     check_places(csv=csv, json=json, png=png)
     chosen = _available(loaders, photographs)
+    if chosen == ["resident-padded"]:
+        workloads = [workload for workload in workloads if workload.image_size <= MOST_PADDED]
+    if not workloads:
+        raise UsageError(f"--sizes names no size: choose some, up to {MOST_PADDED} for resident-padded alone")
     batch = BATCH[place.type] if batch is None else batch
     most = max(batch, *(workload.batch for workload in workloads))
     if images is None:
@@ -117,9 +122,11 @@ def bench_loaders(
     console.line(
         f"timing {', '.join(chosen)} at {sizes} px: {images} images, {workers} workers, {runs} runs on {place} ({why})"
     )
-    rows = []
+    environment = describe_environment(place)
+    rows: list[LoaderRow] = []
     with prepared_images(chosen, images, photographs=photographs) as found:
         for workload in workloads:
+            began = time.perf_counter()
             rows += time_loaders(
                 workload,
                 candidates(chosen, found, workload, place, workers=workers),
@@ -129,9 +136,9 @@ def bench_loaders(
                 runs=runs,
                 run_seconds=run_seconds,
             )
-    environment = describe_environment(place)
-    lines = [columns(row, environment) for row in rows]
-    write_rows(lines, csv=csv, json=json)
+            lines = [columns(row, environment) for row in rows]
+            write_rows(lines, csv=csv, json=json)  # what is measured is not lost with a later size
+            console.line(f"{workload.image_size} px: timed in {time.perf_counter() - began:.0f} s")
     if png is not None:
         from .loaders_plot import draw_loaders
 

@@ -327,6 +327,8 @@ def test_the_step_beside_a_size() -> None:
         (["--runs", "1"], "--runs is 1: intervals need at least 2"),
         (["--workers", "-1"], "--workers must not be negative, not -1"),
         (["--batch", "0"], "--batch must be at least 1"),
+        (["--sizes"], "--sizes names no size"),
+        (["--sizes", "65", "--loaders", "resident-padded"], "up to 64 for resident-padded alone"),
         (["--sizes", "0"], "--sizes must be at least 1, not 0"),
         (["--images", "3", "--batch", "4"], "--images 3 are less than a batch of 4"),
         (["--device", "gpu"], "device 'gpu'"),
