@@ -265,7 +265,7 @@ def random(base: Base, count: int, seed: int) -> Iterator[Mutant]:
     heads = [(0, RECORDS_START + base.samples * RECORD.itemsize), (base.table, len(base.content))]
     heads += [(base.place(row), base.place(row) + 700) for row in base.of_mode(JPEG)]
     images = [(base.place(row), base.end(row)) for row in range(base.samples)]
-    made = 0
+    made, seen = 0, {hash(base.content)}
     while made < count:
         regions = (heads, images, [(0, len(base.content))])[draw.choice(3, p=(0.5, 0.3, 0.2))]
         begin, end = regions[draw.integers(len(regions))]
@@ -285,6 +285,8 @@ def random(base: Base, count: int, seed: int) -> Iterator[Mutant]:
         else:
             origin = int(draw.integers(begin, end))
             put(at, base.content[origin : origin + min(length, len(content) - at)], content)
-        if content != base.content:
+        mutant = Mutant(f"seed {seed}, mutant {made}: {kind} at {at}, {length}", bytes(content))
+        if hash(mutant.content) not in seen:  # zeros moved over zeros, or cut from different places among zeros
+            seen.add(hash(mutant.content))
             made += 1
-            yield Mutant(f"seed {seed}, mutant {made}: {kind} at {at}, {length}", bytes(content))
+            yield mutant

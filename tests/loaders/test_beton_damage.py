@@ -103,7 +103,7 @@ def check_mutants(base: Base, folder: Path, mutants: int, wanted: int) -> None:
     assert survivors(base, counted(structural(base)), folder, 1) == (0, [])
     assert mutants / 2 < len(names) < mutants or mutants == MUTANTS_AT_NIGHT
     passed, kept = survivors(base, counted(random(base, mutants - len(names), seed=1)), folder, wanted)
-    assert (len(names), len(kept)) == (mutants, wanted) and len(contents) >= 0.99 * mutants
+    assert (len(names), len(contents), len(kept)) == (mutants, mutants, wanted)
     assert passed < 0.7 * mutants
     assert load_survivors(base, kept, folder) > 0  # or the survivors would not be worth loading
 
