@@ -296,6 +296,7 @@ def test_own_images_without_a_test_set(below: str, tmp_path: Path) -> None:
     assert data.source == f"{tmp_path / below}, a tenth of it set apart at random as the test set"
     parts = [split.records.tolist() for split in opened(tmp_path)]
     assert [len(part) for part in parts] == [17, 1, 2]
+    assert data.train_records.tolist() == parts[0]  # of the whole folder, as a .beton of it holds them
     assert sorted(record for part in parts for record in part) == list(range(20))
     assert [split.records.tolist() for split in opened(tmp_path, split_seed=1)][2] == parts[2]
 
