@@ -15,8 +15,8 @@ import pytest
 from hardfast.engine import environment
 
 MISSING = (
-    *("tyro", "pydantic", "tqdm", "safetensors", "matplotlib", "torchvision", "scipy", "sklearn"),
-    *("pytest", "hypothesis", "rich", "docstring_parser"),
+    *("tyro", "pydantic", "tqdm", "safetensors", "matplotlib", "torchvision", "scipy", "sklearn", "PIL"),
+    *("pytest", "hypothesis", "rich", "docstring_parser", "ffcv", "numba", "cv2", "nvidia", "skimage"),
 )
 WITHOUT = """
 import sys
@@ -38,6 +38,8 @@ NEED_MORE = {
     *("hardfast.engine.evaluate_command", "hardfast.engine.weights_command"),  # tyro
     "hardfast.engine.models.imagenet_resnet",  # torchvision
     "hardfast.bench.plots",  # matplotlib
+    *(f"hardfast.loaders.streaming.ffcv_{name}" for name in ("backend", "decoders")),  # ffcv, numba
+    "hardfast.loaders.streaming.torch_backend",  # torchvision, Pillow
 }
 ROOT = Path(__file__).parent.parent
 

@@ -17,6 +17,7 @@ from hardfast.engine.checkpoint import CheckpointStore
 from hardfast.engine.run_folder import RunFolder
 from hardfast.loaders import fashion_mnist
 
+pytest.importorskip("PIL")
 from ..loaders.makers import SPECS, cifar_members, describe, fashion_files, write_cifar, write_idx
 
 pytest.importorskip("tyro")

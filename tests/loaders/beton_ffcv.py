@@ -34,8 +34,10 @@ class Pictures:
 def write(path: str, pictures: Pictures) -> None:
     """A file of FFCV's own writer, in two processes and many pages."""
     from ffcv.fields import IntField, RGBImageField
+    from ffcv.fields.rgb_image import IMAGE_MODES
     from ffcv.writer import DatasetWriter
 
+    IMAGE_MODES["raw"]  # numba compiles this for seconds; here once, and not in each of the writer's processes
     np.random.seed(3)
     fields = {"image": RGBImageField(write_mode="proportion", compress_probability=0.4), "label": IntField()}
     DatasetWriter(path, fields, page_size=1 << 21, num_workers=2).from_indexed_dataset(pictures, chunksize=3)

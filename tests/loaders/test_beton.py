@@ -18,6 +18,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
+pytest.importorskip("PIL")
 from PIL import Image
 
 from hardfast.loaders.beton import BetonSource, sidecar, validate

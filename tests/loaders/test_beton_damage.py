@@ -14,6 +14,7 @@ from hardfast.loaders.beton_check import read_structure
 from hardfast.loaders.beton_format import RAW, empty_tables, head
 from hardfast.loaders.errors import DataError
 
+pytest.importorskip("PIL")
 from .beton_damage import Base, Mutant, padded_jpeg, random, structural
 from .beton_files import memory_source, mixed_folder, run_ffcv, seal, write_plainly
 

@@ -14,6 +14,7 @@ from hardfast.loaders.beton import sidecar
 from hardfast.loaders.choose import Choice, choose_loader, make_loader
 from hardfast.loaders.dataset import Dataset
 
+pytest.importorskip("PIL")
 from .sources import write_folder
 
 PADDED, RESIZED = Augmentation(padding=2), Augmentation(scale=(0.08, 1))

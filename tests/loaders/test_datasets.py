@@ -14,6 +14,7 @@ from hardfast.loaders.cifar import Cifar, read_cifar
 from hardfast.loaders.fashion_mnist import read_fashion_mnist, read_idx
 from hardfast.loaders.synthetic import SyntheticShape
 
+pytest.importorskip("PIL")
 from .makers import SPECS, cifar_members, describe, fashion_files, write_cifar, write_idx
 
 

@@ -24,6 +24,7 @@ from hardfast.loaders import DataError, fashion_mnist, prepare
 from hardfast.loaders.cifar import fetch_cifar, read_cifar
 from hardfast.loaders.download import check_sha256, fetch
 
+pytest.importorskip("PIL")
 from .makers import SPECS, cifar_members, describe, fashion_files, write_cifar
 
 

@@ -13,6 +13,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+
+pytest.importorskip("PIL")
 from PIL import Image
 
 pytest.importorskip("ffcv", exc_type=ImportError)

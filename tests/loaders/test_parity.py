@@ -17,6 +17,7 @@ from hardfast.loaders.crops import random_boxes
 from hardfast.loaders.dataset import Dataset
 from hardfast.loaders.streamed import resampled
 
+pytest.importorskip("PIL")
 from .sources import write_folder
 
 SEED, SAMPLES = 11, 53

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 import torch
+
+pytest.importorskip("PIL")
 from PIL import Image
 
 from hardfast.loaders import REGISTRY, DataError, DataOptions, open_dataset, prepare
