@@ -15,7 +15,7 @@ from typing import Literal, get_args
 import torch
 
 from ..loaders import Augmentation, Loader, ResidentLoader, Split
-from ..loaders.source import Place
+from ..loaders.source import ImageSource
 from ..loaders.streaming.spec import BackendName
 from .loader_rows import MOST_PADDED
 from .loader_timing import Candidate
@@ -142,18 +142,22 @@ def _in_memory(images: Images, size: tuple[int, int], classes: int, *, cropped: 
 def _streaming(
     images: Images, backend: BackendName, size: tuple[int, int], workers: int, device: torch.device, batch: int
 ) -> Loader:
+    from ..loaders.beton import BetonSource
     from ..loaders.image_folder import FolderSource
     from ..loaders.streamed import StreamedSplit
     from ..loaders.streaming.loader import StreamingLoader
 
     assert images.folder is not None  # `why_left_out` was asked
+    source: ImageSource = FolderSource.open(images.folder)
+    if backend == "ffcv":
+        assert images.beton is not None  # it was written for this loader
+        source = BetonSource.open(images.beton)
     return StreamingLoader(
-        StreamedSplit(FolderSource.open(images.folder), torch.arange(images.count), size),
+        StreamedSplit(source, torch.arange(images.count), size),
         backend=backend,
         batch_size=batch,
         augmentation=CROPS,
         seed=SEED,
         device=device,
         workers=workers,
-        place=Place("beton", str(images.beton)) if backend == "ffcv" else None,
     )

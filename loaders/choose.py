@@ -10,14 +10,14 @@ from typing import Literal
 import torch
 
 from .batch import Loader
-from .beton import BetonSource, validate
+from .beton import validate
+from .beton_split import beton_split
 from .crops import Augmentation
 from .dataset import Dataset, Split
 from .errors import DataError
 from .loader_options import LoaderName, LoaderOptions
 from .resident import ResidentLoader
 from .resize import resized
-from .source import Place
 from .streamed import StreamedSplit
 from .streaming.loader import StreamingLoader
 from .streaming.spec import BackendName
@@ -174,15 +174,15 @@ def make_loader(
     }
     if choice.name == "resident":
         return ResidentLoader(_in_memory(data, size, augmentation), size=size, **common)  # type: ignore[arg-type]
-    split, place = _streamed(data, size), None
-    if choice.name == "ffcv":
-        place = Place("beton", str(data.beton))
+    if choice.name != "ffcv" and isinstance(data.train, StreamedSplit):
+        split = data.train.at(size)
+    else:
+        split = beton_split(data).at(size)
     return StreamingLoader(
         split,
         backend=choice.name,
         workers=options.worker_count,
         watchdog=options.watchdog,
-        place=place,
         **common,  # type: ignore[arg-type]
     )
 
@@ -194,11 +194,3 @@ def _in_memory(data: Dataset, size: tuple[int, int], augmentation: Augmentation)
         return train if augmentation.scale is not None else resized(train, size)
     native = train.native_size
     return train.at(size if augmentation.scale is None or native is None else native).decoded()
-
-
-def _streamed(data: Dataset, size: tuple[int, int]) -> StreamedSplit:
-    """The training set, to be decoded; one that lies in memory is read from its .beton instead."""
-    if isinstance(data.train, StreamedSplit):
-        return data.train.at(size)
-    assert data.beton is not None  # `choose_loader` has looked
-    return StreamedSplit(BetonSource.open(data.beton), data.train_records, size)

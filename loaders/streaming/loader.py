@@ -13,7 +13,6 @@ from ..batch import Batch
 from ..crops import Augmentation, central_boxes, random_boxes
 from ..errors import DataError
 from ..order import Order
-from ..source import Place
 from ..streamed import StreamedSplit
 from .host_feed import HostFeed
 from .spec import BackendName, FeedSpec
@@ -52,7 +51,6 @@ class StreamingLoader:
         device: where the batches go.
         workers: threads or processes that decode.
         watchdog: seconds without a batch after which what decodes counts as hung.
-        place: what the backend reads, if not the split's source itself: a .beton with the same records.
         world_size, rank: as `Order`.
 
     Raises:
@@ -71,7 +69,6 @@ class StreamingLoader:
         device: torch.device | str,
         workers: int,
         watchdog: float = 60.0,
-        place: Place | None = None,
         world_size: int = 1,
         rank: int = 0,
     ) -> None:
@@ -83,7 +80,7 @@ class StreamingLoader:
         height, width = split.size
         spec = FeedSpec(
             backend=backend,
-            place=split.source.place if place is None else place,
+            place=split.source.place,
             batch_size=batch_size,
             height=height,
             width=width,
