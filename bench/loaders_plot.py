@@ -27,6 +27,7 @@ STYLES = {
 }
 NEED, TARGET = "#222222", "#d1495b"
 APART = 0.16  # of two loaders at one size, where two sizes are 1 apart
+BEHIND = {"boxstyle": "square,pad=0.1", "facecolor": "white", "edgecolor": "none"}  # keeps numbers off the lines
 INCHES, DOTS = (9.5, 5.6), 150
 
 
@@ -59,6 +60,7 @@ def picture(rows: Sequence[Row]) -> Figure:
     axes.set_yscale("log")
     low, high = axes.get_ylim()
     axes.set_ylim(low / 1.3, high * 1.6)
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:,g}")
     axes.set_ylabel("images/s")
     axes.grid(axis="y", alpha=0.3)
     axes.set_title(_title(rows), fontsize=10)
@@ -78,15 +80,8 @@ def _loader(axes: Axes, rows: Sequence[Row], sizes: Sequence[int], colour: str, 
     above = [float(row["images_per_second_high"]) - y for y, row in zip(mean, rows, strict=True)]
     axes.errorbar(x, mean, [below, above], fmt=marker, color=colour, markersize=6, capsize=4, label=name)
     for place, rate, up in zip(x, mean, above, strict=True):
-        axes.annotate(
-            f"{rate:,.0f}",
-            (place, rate + up),
-            (0, 5),
-            textcoords="offset points",
-            ha="center",
-            fontsize=8,
-            color=colour,
-        )
+        number = axes.annotate(f"{rate:,.0f}", (place, rate + up), (0, 5), textcoords="offset points", ha="center")
+        number.set(fontsize=8, color=colour, bbox=BEHIND, zorder=4)
 
 
 def _needs(axes: Axes, row: Row, place: int) -> None:
@@ -114,8 +109,10 @@ def _title(rows: Sequence[Row]) -> str:
         return " and ".join(dict.fromkeys(str(row[column]) for row in rows if row[column] not in (None, "")))
 
     versions = [f"{name} {all_of(name)}" for name in ("ffcv", "dali", "torchvision", "torch") if all_of(name)]
+    data = all_of("data").partition(", decoded")[0].partition(" and ")[0]
     return (
         f"Loaders: images/s with intervals of 95 % over {all_of('runs')} runs, beside what a step of FGSM-SDI needs\n"
+        f"{data}, crops of 8 to 100 % of the area (resident-padded: padded crops), batch {all_of('batch')}\n"
         f"{all_of('device')}, {all_of('machine')}, workers: {all_of('workers') or 'none'}, {', '.join(versions)}"
     )
 
