@@ -24,6 +24,8 @@ TREE := .tree
 # Two test processes of one thread each are twice as fast as one of two, and do not slow down on a busy machine.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal --benchmark-disable
 
+.NOTPARALLEL: # the system libraries come before what is built against them
+
 .PHONY: help
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  \1\t/' | expand -t 16

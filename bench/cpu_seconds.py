@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import resource
-from collections.abc import Iterator
 from pathlib import Path
+
+from ..loaders.child_process import descendants
 
 TICKS = os.sysconf("SC_CLK_TCK")
 OWN_AND_REAPED = slice(11, 15)  # utime, stime, cutime, cstime, counted from the state, in /proc/PID/stat
@@ -21,24 +22,6 @@ def cpu_seconds() -> float:
         for found in (resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN))
     )
     return used + sum(_ticks(pid) for pid in descendants(os.getpid())) / TICKS
-
-
-def descendants(pid: int) -> Iterator[int]:
-    """Processes that a process has started, and those that they have started, as far as they still run."""
-    waiting = [pid]
-    while waiting:
-        try:
-            tasks = os.listdir(f"/proc/{waiting[-1]}/task")
-        except OSError:  # it has ended meanwhile
-            tasks = []
-        parent = waiting.pop()
-        for task in tasks:
-            try:
-                children = Path(f"/proc/{parent}/task/{task}/children").read_text().split()
-            except OSError:
-                continue
-            waiting += map(int, children)
-            yield from map(int, children)
 
 
 def _ticks(pid: int) -> int:

@@ -13,7 +13,7 @@ from typing import Annotated
 
 import tyro
 
-from ..loaders import REGISTRY, DataError, DatasetName, find, prepare
+from ..loaders import REGISTRY, DataError, DatasetName, LoaderDied, find, prepare
 from . import console, recipes
 from .environment import own_version
 from .errors import Diverged, EvaluationError, Stopped, UsageError
@@ -49,8 +49,8 @@ hardfast: adversarially robust image classifiers, fast
   hardfast bench loaders                    images per second, and the loader's share of a training step
   hardfast bench machine-code               what the kernels become on V100, A100 and H100, without one
 
-Each says more with --help. Exit codes: 0 done, 2 wrong use, 75 stopped on request and resumable, 76 training
-diverged, 130 interrupted at once.
+Each says more with --help. Exit codes: 0 done, 2 wrong use, 75 stopped on request, or because its loader died, and
+resumable, 76 training diverged, 130 interrupted at once.
 """
 
 
@@ -314,6 +314,9 @@ def run(argv: Sequence[str]) -> int:
         if argv[0] not in COMMANDS:
             raise UsageError(f"'{argv[0]}' is not a command: choose one of {', '.join(COMMANDS)}")
         return COMMANDS[argv[0]](list(argv[1:]))
+    except LoaderDied as error:
+        console.error(f"hardfast: {error}")
+        return STOPPED
     except (UsageError, DataError, EvaluationError) as error:
         console.error(f"hardfast: {error}")
         return WRONG_USE

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from itertools import islice
 
 import torch
 from torch import Tensor, nn
@@ -77,8 +76,13 @@ class Run:
         for size in [stage.batch_size for stage in recipe.stages] or [recipe.batch_size]:
             check_batch_size(size, len(data.train))
         self._loader: Loader | None = None
+        largest = max((stage.image_size for stage in recipe.stages), default=None)
         self.loader_choice = choose_loader(
-            data, self._image_shape()[1:], options=recipe.loader, augmentation=recipe.augmentation, device=device
+            data,
+            self._image_shape()[1:] if largest is None else (largest, largest),  # one loader for all stages
+            options=recipe.loader,
+            augmentation=recipe.augmentation,
+            device=device,
         )
         self.method = recipe.method.build(
             Setting(
@@ -180,7 +184,7 @@ class Run:
         """BatchNorm statistics of the averaged weights, from clean training batches of the epoch at hand."""
         if self.average is None:
             return
-        batches = islice(self.loader.epoch(self.at.epoch), STATISTICS_BATCHES)
+        batches = self.loader.epoch(self.at.epoch, stop=STATISTICS_BATCHES)
         with self.execution.autocast():
             self.average.recompute_statistics(to_float(batch.x) for batch in batches)
 
@@ -202,7 +206,7 @@ class Run:
         from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 
         self.net.train()  # a graph keeps the mode that it was captured in
-        batch = next(self.loader.epoch(self.at.epoch))
+        batch = next(self.loader.epoch(self.at.epoch, stop=1))
         positions = positions or (Position(0, step) for step in range(len(self.loader)))
         kinds = {self.method.kind(position): position for position in positions}
         refused = None

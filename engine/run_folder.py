@@ -31,7 +31,7 @@ from .recipes.recipe import Recipe, from_json, to_json
 
 Which = Literal["best", "last"]
 # Fields of a recipe that do not decide a run's result: what a preset says of itself, where the data lie, what reads
-# them, and how the steps are executed (environment.json records both).
+# them, and how the steps are executed (environment.json records both). A .beton with --max-side is another data set.
 NOT_IDENTITY = {
     *(("", "about"), ("data", "root"), ("execution", "mode"), ("execution", "pad_channels")),
     *(("loader", field.name) for field in fields(LoaderOptions)),

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from ..kernels import to_float
-from ..loaders import open_dataset
+from ..loaders import DataError, open_dataset
 from . import console
 from .environment import choose_device, describe_environment, wait_for
 from .errors import CheckpointError, Diverged, NotFinite
@@ -78,8 +78,12 @@ def train(recipe: Recipe, out: Path | str, *, device: str = "auto") -> Outcome:
             if run.unprepared:  # a stage with images of another size has begun
                 _prepare(run)
             began = time.perf_counter()
-            with run.execution.numerics():
-                ended = train_epoch(run, stop)
+            try:
+                with run.execution.numerics():
+                    ended = train_epoch(run, stop)
+            except DataError:  # its loader gave up between two steps: what was trained is whole
+                run.save(folder.store)
+                raise
             if ended:
                 end_epoch(run, folder, began)
             else:

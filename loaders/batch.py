@@ -37,8 +37,8 @@ class Loader(Protocol):
     def __len__(self) -> int:
         """Batches in an epoch; an incomplete last batch is dropped."""
 
-    def epoch(self, epoch: int, *, start: int = 0) -> Iterator[Batch]:
-        """The batches of one epoch from number `start` on. Asking for another one ends this one."""
+    def epoch(self, epoch: int, *, start: int = 0, stop: int | None = None) -> Iterator[Batch]:
+        """The batches of one epoch from number `start` to `stop`, by default its end. Asking for another ends this."""
 
     def close(self) -> None:
         """Ends what works for the loader, processes and threads; it cannot be used after that. May be called twice."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..kernels import Purpose, philox, random_key
+from ..kernels import Purpose, philox
 from .errors import DataError
 
 TRIES = 10
@@ -62,9 +62,7 @@ def central_boxes(heights: Tensor, widths: Tensor, size: tuple[int, int], *, sha
     return torch.stack(((heights - height) // 2, (widths - width) // 2, height, width), dim=1)
 
 
-def random_boxes(
-    index: Tensor, heights: Tensor, widths: Tensor, *, seed: int, epoch: int, scale: tuple[float, float]
-) -> Tensor:
+def random_boxes(index: Tensor, heights: Tensor, widths: Tensor, *, key: Tensor, scale: tuple[float, float]) -> Tensor:
     """Random resized crops: an area out of `scale`, an aspect ratio between 3/4 and 4/3, anywhere in the image.
 
     Ten tries, then the largest central box of an allowed ratio: the rule of torchvision's RandomResizedCrop (Szegedy et
@@ -73,16 +71,27 @@ def random_boxes(
     Args:
         index: int64 [N], the samples' places in the training set.
         heights, widths: of their images, int64 [N].
-        seed, epoch: of the run.
+        key: from `random_key`, on their device: seed and epoch.
         scale: smallest and largest share of the area.
 
     Returns:
         int64 [N, 4]: top, left, height, width.
     """
-    key = random_key(seed, epoch=epoch, device=index.device)
-    tries = torch.arange(TRIES, device=index.device)
-    words = philox((tries, index[:, None], key[1], int(Purpose.CROP)), key[0])
-    area_draw, ratio_draw, top_draw, left_draw = (word.double() * 2.0**-32 for word in words)  # [N, TRIES], in [0, 1)
+    tries = range(TRIES) if index.is_cuda else range(1)  # most need one; on a GPU, to ask which would be to wait
+    boxes, fit = _tried(index, heights, widths, tries, key, scale)
+    if not index.is_cuda:
+        rest = torch.nonzero(~fit).squeeze(1)
+        boxes[rest], fit[rest] = _tried(index[rest], heights[rest], widths[rest], range(1, TRIES), key, scale)
+    return torch.where(fit[:, None], boxes, _fallback(heights, widths))
+
+
+def _tried(
+    index: Tensor, heights: Tensor, widths: Tensor, tries: range, key: Tensor, scale: tuple[float, float]
+) -> tuple[Tensor, Tensor]:
+    """The first box of some tries that lies in its image, int64 [N, 4], and whether there is one, bool [N]."""
+    numbers = torch.arange(tries.start, tries.stop, device=index.device)
+    words = philox((numbers, index[:, None], key[1], int(Purpose.CROP)), key[0])
+    area_draw, ratio_draw, top_draw, left_draw = (word.double() * 2.0**-32 for word in words)  # [N, tries], in [0, 1)
     h, w = heights.double()[:, None], widths.double()[:, None]
     area = h * w * (scale[0] + area_draw * (scale[1] - scale[0]))
     low, high = (math.log(ratio) for ratio in RATIO)
@@ -93,7 +102,7 @@ def random_boxes(
     tried = torch.stack((top, left, height, width), dim=2)
     first = fits.to(torch.uint8).argmax(dim=1)
     drawn = tried[torch.arange(len(index), device=index.device), first].long()
-    return torch.where(fits.any(dim=1)[:, None], drawn, _fallback(heights, widths))
+    return drawn, fits.any(dim=1)
 
 
 def _fallback(heights: Tensor, widths: Tensor) -> Tensor:

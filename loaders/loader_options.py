@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass
 from typing import Literal
@@ -28,16 +29,16 @@ class LoaderOptions:
     resident_limit: float = 4.0
     """GiB of images that auto puts on the device."""
 
-    watchdog: float = 60.0
-    """Seconds without a batch after which what decodes counts as hung."""
+    watchdog: float = 120.0
+    """Seconds without a batch after which what decodes counts as hung; more for large batches of large photographs."""
 
     def __post_init__(self) -> None:
         if self.workers is not None and self.workers < 0:
             raise DataError(f"loader.workers must not be negative, not {self.workers}")
-        if not self.watchdog > 0:
+        if not 0 < self.watchdog < math.inf:
             raise DataError(f"loader.watchdog must be a positive number of seconds, not {self.watchdog}")
-        if not self.resident_limit >= 0:
-            raise DataError(f"loader.resident-limit must not be negative, not {self.resident_limit}")
+        if not 0 <= self.resident_limit < math.inf:
+            raise DataError(f"loader.resident-limit must be a number of GiB, not {self.resident_limit}")
 
     @property
     def worker_count(self) -> int:

@@ -54,10 +54,12 @@ class Order:
         """Batches in an epoch; what does not fill a step of all ranks is dropped."""
         return self.samples // (self.batch_size * self.world_size)
 
-    def epoch(self, epoch: int, *, start: int = 0, device: torch.device | str = "cpu") -> Tensor:
-        """The samples of this rank's batches from number `start` on: int64 [batches, batch_size]."""
+    def epoch(
+        self, epoch: int, *, start: int = 0, stop: int | None = None, device: torch.device | str = "cpu"
+    ) -> Tensor:
+        """The samples of this rank's batches from number `start` to `stop`: int64 [batches, batch_size]."""
         if not 0 <= start <= len(self):
             raise DataError(f"an epoch of {len(self)} batches has no batch {start}: choose 0 to {len(self)}")
         order = permutation(self.samples, seed=self.seed, purpose=Purpose.ORDER, epoch=epoch, device=device)
         steps = order[: len(self) * self.batch_size * self.world_size]
-        return steps.view(len(self), self.world_size, self.batch_size)[start:, self.rank]
+        return steps.view(len(self), self.world_size, self.batch_size)[start:stop, self.rank]

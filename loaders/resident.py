@@ -8,6 +8,7 @@ import torch
 
 from ..kernels import augment, random_key
 from .batch import Batch
+from .box_resize import resize_boxes
 from .crops import Augmentation, random_boxes
 from .dataset import Split
 from .errors import DataError
@@ -58,22 +59,20 @@ class ResidentLoader:
         """Lets go of the images."""
         self._split = None
 
-    def epoch(self, epoch: int, *, start: int = 0) -> Iterator[Batch]:
-        """The batches of `epoch` from number `start` on; the same ones however often they are asked for."""
+    def epoch(self, epoch: int, *, start: int = 0, stop: int | None = None) -> Iterator[Batch]:
+        """The batches of `epoch` from number `start` to `stop`; the same ones however often they are asked for."""
         if self._split is None:
             raise DataError("the resident loader was closed: make another")
         images, labels, how = self._split.images, self._split.labels, self._augmentation
-        order = self.order.epoch(epoch, start=start, device=labels.device)
+        order = self.order.epoch(epoch, start=start, stop=stop, device=labels.device)
         key = random_key(self._seed, epoch=epoch, device=labels.device)
         self.at = (epoch, start)
         for step, index in enumerate(order, start + 1):
             if how.scale is None:
                 image = augment(images, index, key=key, padding=how.padding, flip=how.flip)
             else:
-                from .box_resize import resize_boxes
-
                 sides = [torch.full_like(index, side) for side in images.shape[1:3]]
-                boxes = random_boxes(index, *sides, seed=self._seed, epoch=epoch, scale=how.scale)
+                boxes = random_boxes(index, *sides, key=key, scale=how.scale)
                 cropped = resize_boxes(images[index], boxes, self._size)
                 image = augment(cropped, index, key=key, flip=how.flip, gathered=True)
             self.at = (epoch, step) if step < len(self) else (epoch + 1, 0)

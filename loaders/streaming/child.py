@@ -10,7 +10,6 @@ leads its own process group, so that what it started can be ended with it.
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import signal
@@ -23,12 +22,11 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
+from ..child_process import die_with_parent
 from ..errors import DataError
 from ..source import open_source
 from .ring import Ring
 from .spec import Backend, Decoded, FeedSpec, open_backend
-
-PR_SET_PDEATHSIG = 1
 
 
 @dataclass(slots=True)
@@ -125,13 +123,6 @@ def serve(backend: Backend, ring: Ring, inbox: Inbox, outbox: Outbox) -> None:
 def _copy(decoded: Decoded, ring: Ring, number: int) -> None:
     slot = ring.slot(number)
     slot.images[:], slot.index[:], slot.labels[:] = decoded.images, decoded.index, decoded.labels
-
-
-def die_with_parent(parent: int) -> None:
-    """Lets the kernel kill this process when the thread that started it ends, even while it is stopped."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it was gone already
-        os._exit(1)
 
 
 def main() -> None:

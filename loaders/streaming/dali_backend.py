@@ -18,7 +18,7 @@ class DaliBackend:
 
     Args:
         spec: sizes and threads; `workers` decode, at least one.
-        source: an image folder, or a .beton file all of whose images are JPEGs.
+        source: an image folder (a source whose images are all encoded).
 
     Raises:
         DataError: DALI is not installed, or the source holds plain pixels.

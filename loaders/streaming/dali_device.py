@@ -57,7 +57,7 @@ class DaliDeviceFeed:
 
     Args:
         spec: sizes, threads, and how many batches are decoded ahead.
-        source: an image folder, or a .beton file all of whose images are JPEGs.
+        source: an image folder (a source whose images are all encoded).
         device: that the images are wanted on.
         watchdog: seconds that a batch may take.
 
@@ -128,7 +128,7 @@ class DaliDeviceFeed:
         try:
             return coming.result(self.watchdog)
         except TimeoutError:
-            if coming.done():  # its own
-                raise
+            if coming.done():  # just now, or the error is its own
+                return coming.result()
             self._lost = f"has delivered nothing for {self.watchdog:.0f} s"
             return self._wait(coming)

@@ -117,6 +117,8 @@ class FfcvBackend:
                 },
                 batches_ahead=max(spec.ahead, 1),
             )
+            for table in ("sample_to_pages", "page_to_samples", "ptr_to_size"):
+                getattr(self.loader.memory_manager, table).clear()  # its other memory manager's: 0.5 GB for ImageNet
             stored = self.loader.reader.metadata["f0"]
             if not (
                 np.array_equal(stored["height"], source.heights) and np.array_equal(stored["width"], source.widths)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator
 
 import torch
@@ -39,40 +40,51 @@ class HostFeed:
 
     def close(self) -> None:
         """Ends the feeder."""
-        if self._upload is not None:
-            self._upload.close()
-        self._feeder.close()
+        try:
+            if self._upload is not None:
+                self._upload.close()
+        finally:
+            self._feeder.close()
 
 
 class Upload:
     """Copies batches to static buffers on a GPU, on a stream of its own, one batch ahead of the training step.
 
-    The ring's memory is pinned, so the copies run beside the step, and nothing here waits for the device but for copies
-    of earlier batches, which are long done.
+    The ring's memory is pinned, so the copies run beside the step. The host waits for the copy of a batch when it asks
+    for the next one, which keeps it at most two steps ahead of the device.
     """
 
     def __init__(self, feeder: Feeder, device: torch.device) -> None:
-        self._feeder, self._device = feeder, device
+        self._feeder, self._device, self._epoch = feeder, device, 0
         self._buffers = torch.empty(DEPTH, *feeder.ring.shape, dtype=torch.uint8, device=device)
         self._stream = torch.cuda.Stream(device)
+        self._stream.wait_stream(torch.cuda.current_stream(device))  # which the buffers' memory comes from
         self._copied = [torch.cuda.Event() for _ in range(DEPTH)]
         self._used = [torch.cuda.Event() for _ in range(DEPTH)]
-        self._pinned: Tensor | None = torch.frombuffer(feeder.ring.memory, dtype=torch.uint8)
-        _check(torch.cuda.cudart().cudaHostRegister(self._pinned.data_ptr(), feeder.ring.nbytes, 0))
+        pinned = torch.frombuffer(feeder.ring.memory, dtype=torch.uint8)
+        _check(torch.cuda.cudart().cudaHostRegister(pinned.data_ptr(), feeder.ring.nbytes, 0))
+        self.close = weakref.finalize(self, _unpin, pinned, self._stream)
 
     def batches(self, deliveries: Iterator[Delivery]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """(images on the device, records, labels) of each delivery."""
+        """(images on the device, records, labels) of each delivery; ends where it is asked for another epoch's."""
+        self._epoch = own = self._epoch + 1
+        step = torch.cuda.current_stream(self._device)
+        for used in self._used:
+            used.record(step)  # what an epoch that was given up left to do with the buffers
+        self._stream.synchronize()  # no copy reads a slot that the feeder writes to from now on
         waiting: list[tuple[int, Delivery]] = []
-        try:
-            for number, delivery in enumerate(deliveries):
-                waiting.append((number % DEPTH, delivery))
-                self._copy(*waiting[-1])
-                if len(waiting) == DEPTH:
-                    yield from self._ready(*waiting.pop(0))
-            while waiting:
-                yield from self._ready(*waiting.pop(0))
-        finally:
-            self._stream.synchronize()  # no copy reads a slot that the next epoch writes to
+        for number, delivery in enumerate(deliveries):
+            waiting.append((number % DEPTH, delivery))
+            self._copy(*waiting[-1])
+            if len(waiting) == DEPTH:
+                yield self._ready(*waiting[0])
+                if self._epoch != own:
+                    return
+                self._done(*waiting.pop(0))
+        while waiting and self._epoch == own:
+            yield self._ready(*waiting[0])
+            if self._epoch == own:
+                self._done(*waiting.pop(0))
 
     def _copy(self, buffer: int, delivery: Delivery) -> None:
         with torch.cuda.stream(self._stream):
@@ -80,27 +92,24 @@ class Upload:
             self._buffers[buffer].copy_(torch.from_numpy(delivery.arrays.images), non_blocking=True)
             self._copied[buffer].record(self._stream)
 
-    def _ready(self, buffer: int, delivery: Delivery) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        step = torch.cuda.current_stream(self._device)
-        step.wait_event(self._copied[buffer])
-        try:
-            yield self._buffers[buffer], *_numbers(delivery)
-        finally:
-            self._used[buffer].record(step)
+    def _ready(self, buffer: int, delivery: Delivery) -> tuple[Tensor, Tensor, Tensor]:
+        torch.cuda.current_stream(self._device).wait_event(self._copied[buffer])
+        return self._buffers[buffer], *_numbers(delivery)
+
+    def _done(self, buffer: int, delivery: Delivery) -> None:
+        self._used[buffer].record(torch.cuda.current_stream(self._device))
         self._copied[buffer].synchronize()
         self._feeder.give_back(delivery)
-
-    def close(self) -> None:
-        """Unpins the ring."""
-        if self._pinned is not None:
-            self._stream.synchronize()
-            _check(torch.cuda.cudart().cudaHostUnregister(self._pinned.data_ptr()))
-            self._pinned = None
 
 
 def _numbers(delivery: Delivery) -> tuple[Tensor, Tensor]:
     """Copies of the records and labels of a delivery."""
     return torch.from_numpy(delivery.arrays.index.copy()), torch.from_numpy(delivery.arrays.labels.copy())
+
+
+def _unpin(pinned: Tensor, stream: torch.cuda.Stream) -> None:
+    stream.synchronize()
+    _check(torch.cuda.cudart().cudaHostUnregister(pinned.data_ptr()))
 
 
 def _check(status: int) -> None:

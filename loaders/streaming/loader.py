@@ -42,6 +42,8 @@ class Feed(Protocol):
 class StreamingLoader:
     """Batches of a training set that is decoded while it is trained on.
 
+    What decodes is a process that ends with the thread that makes this; DALI on a GPU decodes in this process instead.
+
     Args:
         split: the training set, at the size that is trained on.
         backend: what decodes.
@@ -68,7 +70,7 @@ class StreamingLoader:
         seed: int,
         device: torch.device | str,
         workers: int,
-        watchdog: float = 60.0,
+        watchdog: float = 120.0,
         world_size: int = 1,
         rank: int = 0,
     ) -> None:
@@ -102,14 +104,14 @@ class StreamingLoader:
         """Ends the feeder; the loader cannot be used after that."""
         self._feed.close()
 
-    def epoch(self, epoch: int, *, start: int = 0) -> Iterator[Batch]:
-        """The batches of `epoch` from number `start` on; asking for another one ends this one.
+    def epoch(self, epoch: int, *, start: int = 0, stop: int | None = None) -> Iterator[Batch]:
+        """The batches of `epoch` from number `start` to `stop`; asking for another one ends this one.
 
         Raises:
             DataError: an image is damaged.
             LoaderDied: what decodes has died, was stopped, or delivers nothing.
         """
-        order = self.order.epoch(epoch, start=start)
+        order = self.order.epoch(epoch, start=start, stop=stop)
         records = self._split.records[order]
         key = random_key(self._seed, epoch=epoch, device=self._device)
         samples = order.to(self._device)
@@ -133,5 +135,6 @@ class StreamingLoader:
         scale = self._augmentation.scale
         if scale is None:
             return central_boxes(heights, widths, self._split.size)
+        key = random_key(self._seed, epoch=epoch)
         parts = zip(index.split(CHUNK), heights.split(CHUNK), widths.split(CHUNK), strict=True)
-        return torch.cat([random_boxes(*part, seed=self._seed, epoch=epoch, scale=scale) for part in parts])
+        return torch.cat([random_boxes(*part, key=key, scale=scale) for part in parts])

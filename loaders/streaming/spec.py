@@ -24,7 +24,7 @@ class FeedSpec:
         batch_size: images in a batch.
         height, width: pixels that every box is scaled to.
         workers: threads (ffcv, dali) or processes (torch) that decode; 0 decodes in the feeder itself.
-        ahead: batches that are decoded before they are asked for, at most.
+        ahead: batches that are decoded before they are asked for; by torch one for each worker, where that is more.
     """
 
     backend: BackendName

@@ -2,29 +2,30 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import select
 import signal
 import subprocess
-import sys
 import time
 import weakref
 from collections.abc import Iterator
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from ..child_process import command, descendants, environment, process_state
 from ..errors import DataError, LoaderDied
 from .ring import Ring, Slot
 from .spec import FeedSpec
 
 STARTUP_SECONDS = 300.0  # imports and FFCV's compilation, on a machine that is busy with other work
-GLANCE_SECONDS = 0.25  # between two looks at the processes while there is nothing to read
+GLANCE_MILLISECONDS = 250  # between two looks at the processes while there is nothing to read
+END_SECONDS = 5.0  # that a killed process is waited for
+MOST_WORDS = 1 << 20  # bytes that are kept of what the process writes
 STOPPED_SECONDS = 1.0  # a process that stands still for so long was stopped, and not just suspended with its parent
 FIX = "run the same command again, or choose another with --loader.name"
 
@@ -52,28 +53,30 @@ class Feeder:
 
     def __init__(self, spec: FeedSpec, *, watchdog: float) -> None:
         self.spec, self.watchdog = spec, watchdog
-        self.ring = Ring((spec.batch_size, spec.height, spec.width, 3), spec.ahead + 2)
         self._epoch, self._received, self._lost = -1, b"", ""
-        errors = os.memfd_create("hardfast-feeder-errors")
-        answers, theirs = os.pipe()
-        environment = os.environ | {
-            "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
-            "CUDA_VISIBLE_DEVICES": "",  # it decodes on the CPU: a context of its own would cost GPU memory
-        }
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "hardfast.loaders.streaming.child"],
-            stdin=subprocess.PIPE,
-            stdout=errors,
-            stderr=errors,
-            pass_fds=(self.ring.descriptor, theirs),
-            env=environment,
-            start_new_session=True,  # Ctrl-C is the parent's, and the group can be ended as one
-        )
-        os.close(theirs)
+        with ExitStack() as opened:  # nothing stays open if one of these fails
+            self.ring = Ring((spec.batch_size, spec.height, spec.width, 3), spec.ahead + 2)
+            opened.callback(self.ring.close)
+            self._errors = os.memfd_create("hardfast-feeder-errors")
+            opened.callback(os.close, self._errors)
+            self._answers, theirs = os.pipe()
+            opened.callback(os.close, self._answers)
+            try:
+                self.process = subprocess.Popen(
+                    command("hardfast.loaders.streaming.child"),
+                    stdin=subprocess.PIPE,
+                    stdout=self._errors,
+                    stderr=self._errors,
+                    pass_fds=(self.ring.descriptor, theirs),
+                    # It decodes on the CPU: a CUDA context of its own would cost GPU memory.
+                    env=environment() | {"CUDA_VISIBLE_DEVICES": ""},
+                    start_new_session=True,  # Ctrl-C is the parent's, and the group can be ended as one
+                )
+            finally:
+                os.close(theirs)
+            self._end = weakref.finalize(self, _end, self.process, os.getpid(), opened.pop_all())
         assert self.process.stdin is not None
         os.set_blocking(self.process.stdin.fileno(), False)
-        self._answers, self._errors = answers, errors
-        self._end = weakref.finalize(self, _end, self.process, (answers, errors), self.ring)
         opening = {
             "spec": spec.to_json(),
             "parent": os.getpid(),
@@ -112,31 +115,39 @@ class Feeder:
             yield Delivery(own, answer["slot"], self.ring.slot(answer["slot"]))
 
     def give_back(self, delivery: Delivery) -> None:
-        """Lets the feeder write to the delivery's slot again."""
-        self._send({"free": delivery.slot, "epoch": delivery.epoch})
+        """Lets the feeder write to the delivery's slot again; one that has ended says why at the next delivery."""
+        self._send({"free": delivery.slot, "epoch": delivery.epoch}, tell=False)
 
     def close(self) -> None:
         """Kills the process and all that it started."""
         self._lost = self._lost or "was closed"
         self._end()
 
-    def _send(self, message: dict[str, Any], *payload: bytes) -> None:
-        """Writes a request; never waits for a process that does not read."""
+    def _send(self, message: dict[str, Any], *payload: bytes, tell: bool = True) -> None:
+        """Writes a request; never waits for a process that does not read.
+
+        Args:
+            message: the request.
+            payload: bytes that follow it.
+            tell: raise why the process reads no more, if so.
+        """
         self._check_usable()
         assert self.process.stdin is not None
-        pipe, watch = self.process.stdin.fileno(), _Watch(self.process, self.watchdog)
+        watch, poll = _Watch(self.process, self.watchdog), select.poll()
+        poll.register(self.process.stdin, select.POLLOUT)
         for part in (json.dumps(message).encode() + b"\n", *payload):
             rest = memoryview(part)
             while rest:
-                _, writable, _ = select.select([], [pipe], [], GLANCE_SECONDS)
+                ready = poll.poll(GLANCE_MILLISECONDS)
                 try:
-                    rest = rest[os.write(pipe, rest) if writable else 0 :]
+                    rest = rest[os.write(self.process.stdin.fileno(), rest) if ready else 0 :]
                 except BlockingIOError:
                     continue
                 except BrokenPipeError:
-                    self._answer(GLANCE_SECONDS)  # says what it died of
-                    raise self._died("has closed its input") from None
-                if not writable and (trouble := watch.trouble()):
+                    while tell:  # past batches that nobody wants any more, to what it ended with
+                        self._answer(self.watchdog)
+                    return
+                if not ready and (trouble := watch.trouble()):
                     raise self._died(trouble)
 
     def _answer(self, limit: float) -> dict[str, Any]:
@@ -162,9 +173,15 @@ class Feeder:
 
     def _readable(self) -> bool:
         """Waits for a glance; whether there was something to read, which is then in `_received`."""
-        ready, _, _ = select.select([self._answers], [], [], GLANCE_SECONDS)
+        poll = select.poll()
+        poll.register(self._answers, select.POLLIN)
+        ready = poll.poll(GLANCE_MILLISECONDS)
         some = os.read(self._answers, 1 << 16) if ready else b""
         self._received += some
+        if ready and not some:  # it has closed the pipe and is about to end
+            time.sleep(0.01)
+        if os.fstat(self._errors).st_size > MOST_WORDS:  # warnings of libraries, image after image
+            os.ftruncate(self._errors, 0)
         return bool(some)
 
     def _last_words(self) -> str:
@@ -186,45 +203,39 @@ class _Watch:
 
     def __init__(self, process: subprocess.Popen[bytes], limit: float) -> None:
         self._process, self._limit = process, limit
-        self._began = time.monotonic()
-        self._stopped_since: float | None = None
+        self._looked, self._waited, self._stood = time.monotonic(), 0.0, 0.0
 
     def trouble(self) -> str | None:
         """What is wrong with the process; None while it may be waited for."""
-        code, now = self._process.poll(), time.monotonic()
+        code = self._process.poll()
         if code is not None:
             return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+        # Not the whole time since the last look: this process may have been suspended itself.
+        now = time.monotonic()
+        passed, self._looked = min(now - self._looked, 1.0), now
+        self._waited += passed
         stopped = stopped_process(self._process.pid)
-        self._stopped_since = None if stopped is None else self._stopped_since or now
-        if self._stopped_since is not None and now - self._stopped_since > STOPPED_SECONDS:
+        self._stood = 0.0 if stopped is None else self._stood + passed
+        if self._stood > STOPPED_SECONDS:
             return f"has been stopped (process {stopped}, by a signal such as SIGSTOP)"
-        if now - self._began > self._limit:
-            return f"has done nothing for {self._limit:.0f} s"
+        if self._waited > self._limit:
+            return f"has delivered nothing for {self._limit:.0f} s (--loader.watchdog allows it more)"
         return None
 
 
-def _end(process: subprocess.Popen[bytes], descriptors: tuple[int, ...], ring: Ring) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    assert process.stdin is not None
-    process.stdin.close()
-    for descriptor in descriptors:
-        os.close(descriptor)
-    ring.close()
+def _end(process: subprocess.Popen[bytes], owner: int, opened: ExitStack) -> None:
+    """Kills the process group and gives back what was opened for it."""
+    if os.getpid() != owner:  # a forked copy of the parent: the feeder is not its own
+        return
+    with opened:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        assert process.stdin is not None
+        process.stdin.close()
+        with suppress(subprocess.TimeoutExpired):  # one that hangs in the kernel, over a dead disk, ends later
+            process.wait(END_SECONDS)
 
 
 def stopped_process(pid: int) -> int | None:
     """A process that stands still because of a signal, out of `pid` and its descendants; None if all of them run."""
-    waiting = [pid]
-    while waiting:
-        current = waiting.pop()
-        try:
-            state = Path(f"/proc/{current}/stat").read_text().rpartition(")")[2].split()[0]
-            if state in "Tt":
-                return current
-            for task in os.listdir(f"/proc/{current}/task"):
-                waiting += map(int, Path(f"/proc/{current}/task/{task}/children").read_text().split())
-        except (OSError, IndexError):  # it has ended meanwhile
-            continue
-    return None
+    return next((one for one in (pid, *descendants(pid)) if process_state(one) in ("T", "t")), None)

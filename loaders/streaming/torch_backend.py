@@ -7,7 +7,6 @@ it however they end. A DataError goes the same way as a value, since DataLoader 
 
 from __future__ import annotations
 
-import ctypes
 import io
 import mmap
 import os
@@ -24,6 +23,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from ..child_process import die_with_parent
 from ..errors import DataError
 from ..source import ImageSource
 from .ring import Ring
@@ -38,7 +38,6 @@ except ImportError as error:
         f"the torch loader needs torchvision and Pillow ({error}): pip install torchvision pillow"
     ) from None
 
-PR_SET_PDEATHSIG = 1
 ABANDONED = 0  # in place of the number of an epoch: what is still under way is not wanted
 # Pillow's format and layout of files that torchvision decodes to the same RGB. Its other results differ (transparency,
 # CMYK, more than 8 bits a channel), or it cannot decode them.
@@ -183,9 +182,7 @@ class _Start:
 
     def __call__(self, worker: int) -> None:
         # DataLoader looks for its parent every five seconds; the kernel needs none, and ends a stopped worker too.
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != self.feeder:  # it was gone already
-            os._exit(1)
+        die_with_parent(self.feeder)
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the feeder's to answer
 
 

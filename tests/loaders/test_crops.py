@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from hardfast.kernels import random_key
 from hardfast.loaders.crops import Augmentation, central_boxes, random_boxes
 from hardfast.loaders.errors import DataError
 from hardfast.loaders.order import Order, check_batch_size
@@ -42,7 +43,7 @@ def test_random_boxes_lie_inside(
     rows: list[tuple[int, int, int]], scale: tuple[float, float], seed: int, epoch: int
 ) -> None:
     index, heights, widths = columns(rows)
-    boxes = random_boxes(index, heights, widths, seed=seed, epoch=epoch, scale=scale)
+    boxes = random_boxes(index, heights, widths, key=random_key(seed, epoch=epoch), scale=scale)
     assert boxes.shape == (len(rows), 4)
     assert_inside(boxes, heights, widths)
 
@@ -51,7 +52,7 @@ def test_the_extreme_draws_of_the_place_lie_inside() -> None:
     """All 2 * 2 corners of a narrow margin occur, and nothing beyond them."""
     index = torch.arange(4000)
     sides = torch.full((4000,), 3)
-    boxes = random_boxes(index, sides, sides, seed=0, epoch=0, scale=(0.45, 0.45))
+    boxes = random_boxes(index, sides, sides, key=random_key(0, epoch=0), scale=(0.45, 0.45))
     assert_inside(boxes, sides, sides)
     assert {tuple(box) for box in boxes.tolist()} == {(t, x, 2, 2) for t in range(2) for x in range(2)}
 
@@ -62,7 +63,7 @@ def test_a_box_is_a_function_of_seed_epoch_and_sample(
     rows: list[tuple[int, int, int]], scale: tuple[float, float], seed: int, epoch: int, data: Any
 ) -> None:
     index, heights, widths = columns(rows)
-    options = {"seed": seed, "epoch": epoch, "scale": scale}
+    options = {"key": random_key(seed, epoch=epoch), "scale": scale}
     whole = random_boxes(index, heights, widths, **options)
     order = torch.tensor(data.draw(st.permutations(range(len(rows)))))[: data.draw(st.integers(1, len(rows)))]
     part = random_boxes(index[order], heights[order], widths[order], **options)
@@ -73,7 +74,7 @@ def test_seed_epoch_and_sample_all_count() -> None:
     index, sides = torch.arange(200), torch.full((200,), 224)
 
     def boxes(seed: int, epoch: int, first: int) -> Tensor:
-        return random_boxes(index + first, sides, sides, seed=seed, epoch=epoch, scale=IMAGENET)
+        return random_boxes(index + first, sides, sides, key=random_key(seed, epoch=epoch), scale=IMAGENET)
 
     found = [boxes(seed, epoch, first) for seed in (1, 2, 2**63 + 1) for epoch in (0, 1) for first in (0, 1000)]
     for number, one in enumerate(found):
@@ -84,7 +85,7 @@ def test_seed_epoch_and_sample_all_count() -> None:
 def test_known_boxes() -> None:
     """What a run has seen once it sees again, whatever becomes of the code."""
     rows = [(0, 64, 64), (1, 375, 500), (2, 500, 375), (49_999, 32, 32), (1_281_166, 400, 1000), (2**32 - 1, 7, 3)]
-    boxes = random_boxes(*columns(rows), seed=2**63 + 5, epoch=3, scale=IMAGENET)
+    boxes = random_boxes(*columns(rows), key=random_key(2**63 + 5, epoch=3), scale=IMAGENET)
     assert boxes.tolist() == [
         [9, 8, 29, 26],
         [70, 82, 202, 174],
@@ -131,7 +132,7 @@ def test_boxes_are_distributed_like_torchvisions(height: int, width: int, scale:
             for _ in range(theirs)
         ]
     sides = torch.full((ours,), height), torch.full((ours,), width)
-    boxes = random_boxes(torch.arange(ours), *sides, seed=3, epoch=1, scale=scale)
+    boxes = random_boxes(torch.arange(ours), *sides, key=random_key(3, epoch=1), scale=scale)
     found, wanted = statistics(boxes, height, width), statistics(torch.tensor(drawn), height, width)
     for name, values in wanted.items():
         # Exceeded by two equal distributions with probability 1e-3.
@@ -153,7 +154,7 @@ def test_the_way_out_is_torchvisions() -> None:
         for h, w in sizes
     ]
     heights, widths = torch.tensor(sizes).unbind(1)
-    boxes = random_boxes(torch.arange(len(sizes)), heights, widths, seed=0, epoch=0, scale=(50.0, 50.0))
+    boxes = random_boxes(torch.arange(len(sizes)), heights, widths, key=random_key(0, epoch=0), scale=(50.0, 50.0))
     assert boxes.tolist() == [list(box) for box in wanted]
 
 

@@ -74,7 +74,7 @@ def test_images_are_the_augmented_ones_of_their_index() -> None:
 def test_crops_at_random_scales_are_those_of_every_loader() -> None:
     batch = next(loader(augmentation=Augmentation(scale=(0.3, 1), flip=False), size=(4, 4)).epoch(1))
     sides = torch.full_like(batch.index, 6), torch.full_like(batch.index, 5)
-    boxes = random_boxes(batch.index, *sides, seed=1, epoch=1, scale=(0.3, 1))
+    boxes = random_boxes(batch.index, *sides, key=random_key(1, epoch=1), scale=(0.3, 1))
     wanted = [resampled(IMAGES[i].numpy(), box, (4, 4)) for i, box in zip(batch.index, boxes, strict=True)]
     assert batch.image.shape == (10, 4, 4, 3)
     assert (batch.image.int() - torch.stack(wanted).int()).abs().max() <= 1

@@ -24,8 +24,9 @@ pytest.importorskip("PIL")
 pytest.importorskip("sklearn")
 
 from hardfast.loaders import Augmentation, DataError, LoaderDied
+from hardfast.loaders.beton import BetonSource
 from hardfast.loaders.image_folder import FolderSource
-from hardfast.loaders.source import Place
+from hardfast.loaders.source import ImageSource
 from hardfast.loaders.streamed import StreamedSplit
 from hardfast.loaders.streaming.loader import StreamingLoader
 
@@ -98,13 +99,12 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def opened(folder: Path, case: Case) -> StreamingLoader:
-    source = FolderSource.open(folder)
-    place = None
+    source: ImageSource = FolderSource.open(folder)
     if case.backend == "ffcv":
         from .beton_files import write_plainly
 
         path = folder.parent / "train.beton"
-        place = Place("beton", str(path if path.exists() else write_plainly(source, path)))
+        source = BetonSource.open(path if path.exists() else write_plainly(source, path))
     return StreamingLoader(
         StreamedSplit(source, torch.arange(IMAGES), SIZE),
         backend=case.backend,
@@ -114,7 +114,6 @@ def opened(folder: Path, case: Case) -> StreamingLoader:
         device="cpu",
         workers=case.workers,
         watchdog=WATCHDOG if case.fault == "hangs" else 120,
-        place=place,
     )
 
 
