@@ -31,6 +31,7 @@ class Cifar:
     name: str
     archive: str
     archive_sha256: str
+    archive_bytes: int
     folder: str
     train: dict[str, str]
     test: dict[str, str]
@@ -43,6 +44,7 @@ CIFAR10 = Cifar(
     name="cifar10",
     archive="cifar-10-binary.tar.gz",
     archive_sha256="c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
+    archive_bytes=170_052_171,
     folder="cifar-10-batches-bin",
     train={
         "data_batch_1.bin": "cee916563c9f80d84e3cc88e17fdc0941787f1244f00a67874d45b261883ada5",
@@ -59,6 +61,7 @@ CIFAR100 = Cifar(
     name="cifar100",
     archive="cifar-100-binary.tar.gz",
     archive_sha256="58a81ae192c23a4be8b1804d68e518ed807d710a4eb253b1f2a199162a40d8ec",
+    archive_bytes=168_513_733,
     folder="cifar-100-binary",
     train={"train.bin": "f31298fc616915fa142368359df1c4ca2ae984d6915ca468b998a5ec6aeebf29"},
     test={"test.bin": "d8b1e6b7b3bee4020055f0699b111f60b1af1e262aeb93a0b659061746f8224a"},
@@ -90,7 +93,8 @@ def read_cifar(spec: Cifar, root: Path) -> Published:
 def fetch_cifar(spec: Cifar, root: Path, mirror: str | None) -> None:
     """Downloads the binary archive to root/NAME, from `mirror` or the authors' page, and checks its sha256."""
     target = root / spec.name / spec.archive
-    fetch(f"{mirror or spec.url}/{spec.archive}", target, check=partial(check_sha256, sha256=spec.archive_sha256))
+    check = partial(check_sha256, sha256=spec.archive_sha256)
+    fetch(f"{mirror or spec.url}/{spec.archive}", target, check=check, largest=spec.archive_bytes)
 
 
 def _read_folder(spec: Cifar, folder: Path) -> dict[str, bytes]:

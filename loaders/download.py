@@ -2,7 +2,8 @@
 
 A transfer goes on where it broke only if the server says that the file is still the same: NAME.part.json keeps what it
 called the file (its ETag or date), and If-Range asks for the rest of that very file. Where it does not say so, or sends
-no parts of files at all, a broken transfer leaves nothing.
+no parts of files at all, a broken transfer leaves nothing. The part of one address stays until another one sends its
+own first bytes.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from .progress import progress
 
 CHUNK = 1 << 20
 TIMEOUT_SECONDS = 60
+LARGEST = 4 << 30  # bytes of a file whose published size is not known
 CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
 
 
@@ -44,22 +46,38 @@ class Begun:
     total: int
 
 
-def fetch(url: str, target: Path, *, check: Callable[[Path], object]) -> None:
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What a broken transfer has left for the next attempt: from which address, and how many bytes."""
+
+    url: str
+    received: int
+
+
+def fetch(url: str, target: Path, *, check: Callable[[Path], object], largest: int = LARGEST) -> None:
     """Downloads `url` to `target` under a temporary name, and renames it once `check(path)` has not raised.
 
+    Args:
+        url: where it is.
+        target: the file.
+        check: told the path of what was received; raises DataError where that is not the published file.
+        largest: bytes that are taken at most.
+
     Raises:
-        DataError: no connection, a broken transfer, no place to write, another process that fetches the same file, or
-            what `check` raises. The temporary file is gone then, unless the next attempt can go on with it.
+        DataError: no connection, a broken transfer, no place to write, another process that fetches the same file, a
+            file that is too large, or what `check` raises. The temporary file is gone then, unless the next attempt can
+            go on with it, or one of another address that it came from.
     """
-    part, record = target.with_name(f"{target.name}.part"), target.with_name(f"{target.name}.part.json")
+    part, record = _beside(target)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with _locked(part) as file:
             try:
-                _transfer(url, file, record, target.name)
+                _transfer(url, file, record, target.name, largest)
                 check(part)
             except BaseException as error:
-                if isinstance(error, DataError) or _begun(record, url) is None:
+                begun = _begun(record)
+                if begun is None or (isinstance(error, DataError) and begun.url == url):
                     _forget(part, record)
                 raise
             part.replace(target)
@@ -67,9 +85,28 @@ def fetch(url: str, target: Path, *, check: Callable[[Path], object]) -> None:
     except DataError as error:
         raise DataError(f"{url} did not give the published file: {error}") from None
     except (urllib.error.URLError, http.client.HTTPException, OSError, ValueError) as error:
+        kept = kept_part(target)
+        goes_on = "; repeated, the command goes on from there" if kept is not None and kept.url == url else ""
         raise DataError(
             f"{url} could not be fetched to {target} ({error}): check the connection and the folder, or use --mirror"
+            f"{goes_on}"
         ) from None
+
+
+def kept_part(target: Path) -> Kept | None:
+    """What the next attempt to fetch `target` goes on with, if it asks the same address; None if there is nothing."""
+    part, record = _beside(target)
+    begun = _begun(record)
+    try:
+        received = part.stat().st_size
+    except OSError:
+        return None
+    return None if begun is None or not 0 < received <= begun.total else Kept(begun.url, received)
+
+
+def _beside(target: Path) -> tuple[Path, Path]:
+    """The temporary file, and the note about it."""
+    return target.with_name(f"{target.name}.part"), target.with_name(f"{target.name}.part.json")
 
 
 @contextmanager
@@ -92,23 +129,26 @@ def _forget(part: Path, record: Path) -> None:
     record.unlink(missing_ok=True)
 
 
-def _begun(record: Path, url: str) -> Begun | None:
-    """What is known of the transfer that left NAME.part, if it was of this address."""
+def _begun(record: Path) -> Begun | None:
+    """What is known of the transfer that left NAME.part, whichever address it was of."""
     try:
         values = json.loads(record.read_text())
         found = Begun(str(values["url"]), str(values["validator"]), int(values["total"]))
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return found if found.url == url and found.validator.isprintable() else None
+    return found if found.validator.isprintable() else None
 
 
-def _transfer(url: str, file: IO[bytes], record: Path, label: str) -> None:
+def _transfer(url: str, file: IO[bytes], record: Path, label: str, largest: int) -> None:
     """Receives what `file` lacks, and has it on the disk.
 
     Raises:
         OSError: and the like, of the connection or the disk; or the connection broke.
+        DataError: the server sends more than `largest` bytes, or another part than the one that was asked for.
     """
-    begun, have = _begun(record, url), os.fstat(file.fileno()).st_size
+    begun, have = _begun(record), os.fstat(file.fileno()).st_size
+    if begun is not None and begun.url != url:
+        begun = None
     headers = {}
     if begun is not None and 0 < have < begun.total:
         headers = {"Range": f"bytes={have}-", "If-Range": begun.validator}
@@ -120,13 +160,17 @@ def _transfer(url: str, file: IO[bytes], record: Path, label: str) -> None:
         total = _received_before(response, have, begun)
         if total is None:
             have, total = 0, int(response.headers.get("Content-Length") or 0)
+            _refuse_more(total, largest)
+            record.unlink(
+                missing_ok=True
+            )  # first, so that it never speaks of bytes that are gone or of another address
             file.truncate(0)
-            record.unlink(missing_ok=True)
             _note(record, url, response, total)
         plain = f"fetching {label}, {total or 'unknown number of'} bytes"
         with progress(total, label, unit="B", plain=plain) as advance:
             advance(have)
             while chunk := response.read(CHUNK):
+                _refuse_more(have + len(chunk), largest)
                 file.write(chunk)
                 have += len(chunk)
                 advance(len(chunk))
@@ -134,6 +178,11 @@ def _transfer(url: str, file: IO[bytes], record: Path, label: str) -> None:
             raise OSError(f"the connection broke after {have} of {total} bytes")
     file.flush()
     os.fsync(file.fileno())
+
+
+def _refuse_more(size: int, largest: int) -> None:
+    if size > largest:
+        raise DataError(f"the server sends {size} bytes or more, and it has {largest} at most")
 
 
 def _request(url: str, headers: dict[str, str]) -> http.client.HTTPResponse:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import math
 import zlib
 from dataclasses import dataclass
 from functools import partial
@@ -31,6 +32,16 @@ class IdxFile:
     name: str
     sha256: str
     shape: tuple[int, ...]
+
+    @property
+    def bytes(self) -> int:
+        """Of what it holds once unpacked."""
+        return 4 + 4 * len(self.shape) + math.prod(self.shape)
+
+    @property
+    def largest(self) -> int:
+        """Bytes that the gzipped file has at most, however it was packed."""
+        return self.bytes + self.bytes // 1000 + 4096
 
 
 # The digests are of the unpacked bytes: mirrors pack the same bytes anew, with other digests of the .gz.
@@ -71,7 +82,8 @@ def fetch_fashion_mnist(root: Path, mirror: str | None) -> None:
     folder = root / "fashion-mnist"
     for file in FILES.values():
         if not (folder / file.name).exists():
-            fetch(f"{mirror or URL}/{file.name}", folder / file.name, check=partial(read_idx, file=file))
+            check = partial(read_idx, file=file)
+            fetch(f"{mirror or URL}/{file.name}", folder / file.name, check=check, largest=file.largest)
 
 
 def _read_split(folder: Path, split: str) -> Split:
@@ -90,10 +102,9 @@ def read_idx(path: Path, file: IdxFile) -> np.ndarray:
     Raises:
         DataError: the file is missing, cannot be unpacked, or does not hold the published bytes.
     """
-    expected_bytes = 4 + 4 * len(file.shape) + int(np.prod(file.shape))
     try:
         with gzip.open(path) as stream:
-            content = stream.read(expected_bytes + 1)  # bounded: a bomb is not unpacked
+            content = stream.read(file.bytes + 1)  # bounded: a bomb is not unpacked
     except FileNotFoundError:
         raise MissingDataError(
             f"{path} is missing: run `hardfast data prepare fashion-mnist --root ROOT` and use --data.root ROOT, "

@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 
 from .dataset import Published, Split
-from .download import check_md5, fetch
+from .download import check_md5, fetch, kept_part
 from .errors import DataError, MissingDataError
 from .image_files import Files, FolderFiles, ZipFiles, decode_images
 
@@ -37,6 +37,7 @@ class TinyImageNet:
     folder: str = "tiny-imagenet-200"
     archive: str = "tiny-imagenet-200.zip"
     archive_md5: str = "90528d7ca1a48142e341f4ef8d21d0de"  # no authors' digest is known: public loaders check this one
+    archive_bytes: int = 248_100_043
     # In the order in which they are tried: on the way of the second, nothing but the digest protects the archive.
     urls: tuple[str, ...] = ("https://cs231n.stanford.edu", "http://cs231n.stanford.edu")
 
@@ -68,16 +69,23 @@ def read_tiny_imagenet(root: Path, spec: TinyImageNet = PUBLISHED) -> Published:
 def fetch_tiny_imagenet(root: Path, mirror: str | None, spec: TinyImageNet = PUBLISHED) -> None:
     """Downloads the archive to root/NAME, from `mirror` or else Stanford's page, and checks its md5.
 
+    An address that an earlier attempt has a part of comes first. Where an address has just sent a part, no other one is
+    asked, since that would begin anew: the next attempt goes on.
+
     Raises:
-        DataError: none of the addresses gave it; says what is wrong with each.
+        DataError: none of the addresses that were asked gave it; says what is wrong with each.
     """
     target = root / spec.name / spec.archive
-    causes = []
-    for url in spec.urls if mirror is None else (mirror,):
+    urls = [f"{url}/{spec.archive}" for url in (spec.urls if mirror is None else (mirror,))]
+    kept, causes = kept_part(target), []
+    for url in sorted(urls, key=lambda url: kept is None or url != kept.url):
         try:
-            return fetch(f"{url}/{spec.archive}", target, check=partial(check_md5, md5=spec.archive_md5))
+            return fetch(url, target, check=partial(check_md5, md5=spec.archive_md5), largest=spec.archive_bytes)
         except DataError as error:
             causes.append(str(error))
+        before, kept = kept, kept_part(target)
+        if kept is not None and kept != before:
+            break
     raise DataError("; ".join(causes))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import signal
 import subprocess
@@ -20,9 +21,11 @@ from typing import ClassVar
 import numpy as np
 import pytest
 
-from hardfast.loaders import DataError, fashion_mnist, prepare
-from hardfast.loaders.cifar import fetch_cifar, read_cifar
+from hardfast.loaders import DataError, download, fashion_mnist, prepare
+from hardfast.loaders.cifar import CIFAR10, CIFAR100, fetch_cifar, read_cifar
 from hardfast.loaders.download import check_sha256, fetch
+from hardfast.loaders.tiny_imagenet import PUBLISHED as TINY_IMAGENET
+from hardfast.loaders.tiny_imagenet import TinyImageNet, fetch_tiny_imagenet
 
 pytest.importorskip("PIL")
 from .makers import SPECS, cifar_members, describe, fashion_files, write_cifar
@@ -149,6 +152,8 @@ class Ranges(BaseHTTPRequestHandler):
     refuses_range = False
     wrong_part = False
     stops_after: int | None = None  # bytes of a body, then the connection breaks
+    absent: str | None = None  # a path that is not served
+    tells_length = True
     seconds_per_chunk = 0.0
     asked: ClassVar[list[tuple[str | None, int]]] = []  # the Range of each request, and the status of its answer
 
@@ -157,6 +162,9 @@ class Ranges(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         wanted = self.headers["Range"]
+        if self.path == self.absent:
+            self.send_error(404)
+            return
         if wanted and self.refuses_range:
             self.asked.append((wanted, 416))
             self.send_error(416)
@@ -173,7 +181,8 @@ class Ranges(BaseHTTPRequestHandler):
             total, shift = len(self.content), int(self.wrong_part)
             self.send_header("Content-Range", f"bytes {start - shift}-{total - 1}/{total}")
         body = self.content[start:]
-        self.send_header("Content-Length", str(len(body)))
+        if self.tells_length:
+            self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         body = body[: self.stops_after]
         with suppress(ConnectionError):  # the other side was killed
@@ -274,6 +283,86 @@ def test_what_is_wrong_is_not_kept(fault: str, ranges: tuple[str, type[Ranges]],
     assert left_in(tmp_path) == []
     fetch(address, target, check=partial(whole, content=handler.content))
     assert target.read_bytes() == handler.content
+
+
+@pytest.mark.parametrize("tells_length", [True, False])
+def test_more_than_was_published_is_refused(
+    tells_length: bool, ranges: tuple[str, type[Ranges]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before any of it is received, or else as soon as it is too much; the size itself is not."""
+    address, handler = ranges
+    handler.tells_length = tells_length
+    monkeypatch.setattr(download, "CHUNK", 1 << 16)
+    size, checked = len(handler.content), []
+    with pytest.raises(DataError, match=f"or more, and it has {size - 1} at most"):
+        fetch(address, tmp_path / "x", check=checked.append, largest=size - 1)
+    assert left_in(tmp_path) == []
+    fetch(address, tmp_path / "x", check=checked.append, largest=size)
+    assert len(checked) == 1
+
+
+def test_the_published_sizes(ranges: tuple[str, type[Ranges]], tmp_path: Path) -> None:
+    """Every data set that is fetched says how much it takes at most, and repeated packing of Fashion-MNIST fits."""
+    address, handler = ranges
+    mirror = address.removesuffix("/file")
+    for spec in (CIFAR10, CIFAR100):
+        assert 100 << 20 < spec.archive_bytes < 200 << 20
+        with pytest.raises(DataError, match="and it has 9 at most"):
+            fetch_cifar(replace(spec, archive_bytes=9), tmp_path, mirror)
+    with pytest.raises(DataError, match="and it has 9 at most"):
+        fetch_tiny_imagenet(tmp_path, mirror, replace(TINY_IMAGENET, archive_bytes=9))
+    with pytest.raises(DataError, match=r"and it has [0-9]{8} at most"):
+        handler.content = bytes(48 << 20)
+        fashion_mnist.fetch_fashion_mnist(tmp_path, mirror)
+    for file in fashion_mnist.FILES.values():
+        stored = gzip.compress(bytes(file.bytes), compresslevel=0)
+        assert file.bytes < len(stored) < file.largest
+    assert left_in(tmp_path) == []
+
+
+@pytest.fixture
+def tiny(ranges: tuple[str, type[Ranges]]) -> tuple[TinyImageNet, str, type[Ranges]]:
+    """Tiny ImageNet at two addresses of the server, the path of its archive, and the handler."""
+    address, handler = ranges
+    urls = tuple(address.replace("/file", f"/{name}") for name in ("first", "second"))
+    digest = hashlib.md5(handler.content).hexdigest()
+    return replace(TINY_IMAGENET, urls=urls, archive_md5=digest), TINY_IMAGENET.archive, handler
+
+
+@pytest.mark.parametrize("broken", ["first", "second"])
+def test_one_of_two_addresses_breaks_and_goes_on(
+    broken: str, tiny: tuple[TinyImageNet, str, type[Ranges]], tmp_path: Path
+) -> None:
+    """The other one is not asked then, and the address that has sent a part is asked first the next time."""
+    spec, archive, handler = tiny
+    handler.stops_after = 2_000_000
+    handler.absent = f"/first/{archive}" if broken == "second" else None
+    with pytest.raises(DataError, match=f"{broken}/.* broke after 2000000 .* goes on from there"):
+        fetch_tiny_imagenet(tmp_path, None, spec)
+    assert handler.asked == [(None, 200)]
+    assert left_in(tmp_path) == [f"{archive}.part", f"{archive}.part.json"]
+    handler.asked.clear()
+    handler.stops_after = handler.absent = None
+    fetch_tiny_imagenet(tmp_path, None, spec)
+    assert handler.asked == [(REST, 206)]
+    assert left_in(tmp_path) == [archive]
+    assert (tmp_path / "tiny-imagenet" / archive).read_bytes() == handler.content
+
+
+def test_an_address_that_sends_nothing_more_is_left(
+    tiny: tuple[TinyImageNet, str, type[Ranges]], tmp_path: Path
+) -> None:
+    """Its part stays while no other address answers; the first that does begins anew."""
+    spec, archive, handler = tiny
+    break_off(f"{spec.urls[0]}/{archive}", handler, tmp_path / "tiny-imagenet" / archive)
+    gone = replace(spec, urls=(spec.urls[0], "http://127.0.0.1:9"))
+    handler.absent = f"/first/{archive}"
+    with pytest.raises(DataError, match=r"first/.* 404.*127.0.0.1:9/"):
+        fetch_tiny_imagenet(tmp_path, None, gone)
+    assert left_in(tmp_path) == [f"{archive}.part", f"{archive}.part.json"]
+    fetch_tiny_imagenet(tmp_path, None, spec)
+    assert handler.asked == [(None, 200)]
+    assert left_in(tmp_path) == [archive]
 
 
 def test_a_killed_download_goes_on(ranges: tuple[str, type[Ranges]], tmp_path: Path) -> None:
