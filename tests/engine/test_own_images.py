@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 pytest.importorskip("tyro")
 pytest.importorskip("PIL")
 pytest.importorskip("torchvision")
-from hardfast.engine import cli, load_model
+pytest.importorskip("nvidia.dali")
+from hardfast.engine import cli, load_model, recipes
+from hardfast.engine.recipes.recipe import StageOptions
+from hardfast.engine.run import Run
 from hardfast.engine.run_folder import RunFolder
-from hardfast.loaders import LoaderDied
+from hardfast.loaders import DataOptions, LoaderDied, LoaderOptions, Order, open_dataset
 
 from ..loaders.sources import write_folder
 
@@ -91,6 +96,57 @@ def test_a_damaged_image_ends_the_run_and_is_named(
     trained(tmp_path / "run", images, *more)
 
 
-def test_loaders_that_died_are_errors_of_use() -> None:
-    """So the command ends with one line and 2."""
-    assert issubclass(LoaderDied, cli.DataError)
+def test_a_run_whose_loader_fails_goes_on_to_the_bit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """An image damaged in mid-epoch: what was trained until then is saved, and the rest equals a run without it."""
+    images = tmp_path / "images"
+    write_folder(images, 61, size=(16, 16))
+    write_folder(images, 6, size=(16, 16), split="val")
+    common = ["train", "digits", *SMALL, "--data.root", str(images), "--no-evaluate", "--batch-size", "6"]
+    assert cli.run([*common, "--out", str(tmp_path / "whole")]) == 0
+    whole = RunFolder(tmp_path / "whole")
+    data = open_dataset(whole.recipe().data)
+    first, second = (Order(samples=len(data.train), batch_size=6, seed=0).epoch(epoch) for epoch in (0, 1))
+    dropped = next(sample for sample in second.flatten().flip(0) if sample not in first)
+    victim = Path(data.train.source.name(int(data.train.records[dropped])))
+    content = victim.read_bytes()
+    streamed = [*common, "--out", str(tmp_path / "run"), "--loader.name", "dali", "--loader.workers", "1"]
+    victim.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    try:
+        assert cli.run(streamed) == 2
+    finally:
+        victim.write_bytes(content)
+    run = RunFolder(tmp_path / "run")
+    at = run.store.latest().record.at
+    assert at.epoch == 1
+    assert 0 < at.step < len(second), "it is not stopped in mid-epoch"
+    assert cli.run(streamed) == 0
+    assert "resuming at epoch" in capsys.readouterr().out
+    for ours, theirs in zip(
+        run.checkpoint("last").model().items(), whole.checkpoint("last").model().items(), strict=True
+    ):
+        assert ours[0] == theirs[0]
+        assert torch.equal(ours[1], theirs[1]), ours[0]
+
+
+def test_one_loader_for_all_stages(images: Path) -> None:
+    """Chosen by the largest images: they would be too many for the device in mid-run."""
+    recipe = recipes.get("fashion-mnist-resnet8")
+    data = DataOptions(name="folder", root=str(images), image_size=40)
+    stages = (StageOptions(epoch=0, image_size=8, batch_size=8), StageOptions(epoch=1, image_size=40, batch_size=8))
+    for limit, expected in ((40, "resident"), (39, "streamed")):
+        opened = open_dataset(data)
+        options = LoaderOptions(resident_limit=len(opened.train) * limit**2 * 3 / 2**30)
+        made = replace(recipe, data=data, epochs=2, stages=stages, loader=options)
+        choice = Run(made, opened, torch.device("cpu")).loader_choice
+        assert (choice.name == "resident") == (expected == "resident"), choice
+
+
+def test_a_loader_that_died_is_a_stop(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """One line, and the exit code of what can be resumed."""
+
+    def died(argv: object) -> int:
+        raise LoaderDied("the torch loader of images was killed by SIGKILL: run the same command again")
+
+    monkeypatch.setitem(cli.COMMANDS, "train", died)
+    assert cli.run(["train", "digits"]) == 75
+    assert capsys.readouterr().err.startswith("hardfast: the torch loader of images was killed")
