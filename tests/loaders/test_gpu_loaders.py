@@ -16,6 +16,7 @@ from .sources import write_folder
 
 pytestmark = pytest.mark.gpu
 SIZE = (40, 40)
+PADDED = Augmentation(padding=3, flip=True)
 
 
 @pytest.fixture(scope="module")
@@ -27,9 +28,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def opened(folder: Path, name: str, device: str) -> Loader:
+def opened(folder: Path, name: str, device: str, how: Augmentation = PADDED) -> Loader:
     data = open_dataset(DataOptions(name="folder", root=str(folder)))
-    how, options = Augmentation(padding=3, flip=True), LoaderOptions(name=name, workers=2)
+    options = LoaderOptions(name=name, workers=2)
     choice = choose_loader(data, SIZE, options=options, augmentation=how, device=device)
     return make_loader(choice, data, SIZE, options=options, augmentation=how, batch_size=8, seed=5, device=device)
 
@@ -56,8 +57,26 @@ def test_the_batches_of_a_cpu(name: str, folder: Path) -> None:
         gpu.close()
 
 
-def test_a_streamed_batch_waits_for_nothing_but_its_own_copy(folder: Path) -> None:
-    loader = opened(folder, "torch", "cuda")
+def test_an_epoch_that_was_given_up_delivers_nothing_more(folder: Path) -> None:
+    """Its buffers belong to the next one; the batch that it gave stays what it was."""
+    gpu, cpu = opened(folder, "torch", "cuda"), opened(folder, "resident", "cpu")
+    try:
+        old = gpu.epoch(0)
+        kept = next(old)
+        new = gpu.epoch(1)
+        first = next(new)
+        assert next(old, None) is None
+        for a, b in [(kept, next(cpu.epoch(0))), *zip([first, *new], cpu.epoch(1), strict=True)]:
+            assert all(torch.equal(x.cpu(), y) for x, y in zip(a.tensors(), b.tensors(), strict=True))
+    finally:
+        gpu.close()
+
+
+@pytest.mark.parametrize("name", ["resident", "torch"])
+@pytest.mark.parametrize("how", [PADDED, Augmentation(scale=(0.2, 1), flip=True)])
+def test_the_device_is_not_waited_for(name: str, how: Augmentation, folder: Path) -> None:
+    """But for events of earlier copies, which this switch of torch's does not see."""
+    loader = opened(folder, name, "cuda", how)
     try:
         batches = loader.epoch(0)
         next(batches)
