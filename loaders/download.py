@@ -161,9 +161,8 @@ def _transfer(url: str, file: IO[bytes], record: Path, label: str, largest: int)
         if total is None:
             have, total = 0, int(response.headers.get("Content-Length") or 0)
             _refuse_more(total, largest)
-            record.unlink(
-                missing_ok=True
-            )  # first, so that it never speaks of bytes that are gone or of another address
+            # First the note: it must never speak of bytes that are gone, or of those of another address.
+            record.unlink(missing_ok=True)
             file.truncate(0)
             _note(record, url, response, total)
         plain = f"fetching {label}, {total or 'unknown number of'} bytes"

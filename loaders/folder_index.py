@@ -1,16 +1,9 @@
-"""What lies in an image folder: the listing of its files, and the index that is kept of them.
-
-The index holds each file's name, size in pixels and bytes, and sha256: `hardfast-index.npz` in the folder itself, or,
-where nothing can be written there, a file in `$XDG_CACHE_HOME/hardfast/` with a name made from the folder's path.
-"""
+"""What lies in an image folder: the listing of its files, what is known of each, and how two of these differ."""
 
 from __future__ import annotations
 
-import hashlib
 import os
-import zipfile
-import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,11 +12,44 @@ import numpy.typing as npt
 
 from .errors import DataError, MissingDataError
 
-INDEX_NAME = "hardfast-index.npz"
-VERSION = 1
 SUFFIXES = frozenset(
     (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 )
+
+
+class Names:
+    """The names of many files as the bytes of one array.
+
+    A million Python strings would cost a forked process their memory once more: it writes to each string's reference
+    count when it looks at it, and gets a page of its own.
+
+    Attributes:
+        packed: the names with zeros between them, which no name contains; uint8 [bytes].
+    """
+
+    def __init__(self, packed: npt.NDArray[np.uint8]) -> None:
+        self.packed = packed
+        ends = np.append(np.flatnonzero(packed == 0), len(packed))
+        self._starts, self._ends = np.concatenate(([0], ends[:-1] + 1)), ends  # int64 [N]
+
+    @classmethod
+    def of(cls, names: Iterable[str]) -> Names:
+        """Packs at least one name."""
+        return cls(np.frombuffer(os.fsencode("\0".join(names)), np.uint8))
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def __getitem__(self, number: int) -> str:
+        return os.fsdecode(self.packed[self._starts[number] : self._ends[number]].tobytes())
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(os.fsdecode(self.packed.tobytes()).split("\0"))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Names) and np.array_equal(self.packed, other.packed)
+
+    __hash__ = None  # type: ignore[assignment]  # it is compared by content, which an array may change
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +64,7 @@ class Listing:
     """
 
     classes: tuple[str, ...]
-    names: tuple[str, ...]
+    names: Names
     sizes: npt.NDArray[np.int64]
     left_out: tuple[str, ...] = ()
 
@@ -50,12 +76,19 @@ class Listing:
 
 @dataclass(frozen=True, slots=True)
 class Index:
-    """A listing with what was found in each file."""
+    """A listing with what was found in each file.
+
+    Attributes:
+        heights, widths: in pixels, by the files' headers; int64 [N].
+        sha256: of the files, uint8 [N, 32].
+        decoded: whether each of them was decoded to its end.
+    """
 
     listing: Listing
-    heights: npt.NDArray[np.int64]  # [N], pixels
-    widths: npt.NDArray[np.int64]  # [N]
-    sha256: npt.NDArray[np.uint8]  # [N, 32]
+    heights: npt.NDArray[np.int64]
+    widths: npt.NDArray[np.int64]
+    sha256: npt.NDArray[np.uint8]
+    decoded: bool
 
 
 def shown(path: Path | str) -> str:
@@ -102,7 +135,7 @@ def list_folder(folder: Path) -> Listing:
         sizes += [size for _, size in images]
     if not classes:
         raise DataError(f"{shown(folder)} holds no class folders: put images in {shown(folder)}/CLASS/FILE")
-    return Listing(tuple(classes), tuple(names), np.array(sizes, np.int64), tuple(left_out))
+    return Listing(tuple(classes), Names.of(names), np.array(sizes, np.int64), tuple(left_out))
 
 
 def _walk(folder: Path, prefix: str, above: tuple[tuple[int, int], ...]) -> Iterator[tuple[str, int]]:
@@ -156,88 +189,25 @@ def check_listing(folder: Path, index: Index) -> None:
     raise DataError(f"{shown(folder / name)} {what} since the folder was indexed: {again(folder)}")
 
 
-def index_places(folder: Path) -> tuple[Path, Path]:
-    """Where the index of a folder may be: in the user's cache, which comes first, and in the folder."""
-    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    key = hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()
-    return Path(home) / "hardfast" / f"{key}.npz", folder / INDEX_NAME
+def rows_of(listing: Listing, known: Index) -> npt.NDArray[np.int64]:
+    """Where in the index each file of the listing is, by its name, int64 [N]; -1 where it is not."""
+    if listing.names == known.listing.names:
+        return np.arange(len(listing.names))
+    row = {name: number for number, name in enumerate(known.listing.names)}
+    return np.fromiter((row.get(name, -1) for name in listing.names), np.int64, len(listing.names))
 
 
-def write_index(folder: Path, index: Index) -> Path:
-    """Writes the index beside the images, or else to the cache, and returns where.
-
-    Raises:
-        DataError: neither can be written.
-    """
-    cached, beside = index_places(folder)
-    try:
-        _write(beside, index)
-    except OSError as cause:
-        try:
-            cached.parent.mkdir(parents=True, exist_ok=True)
-            _write(cached, index)
-        except OSError as error:
-            raise DataError(
-                f"the index of {shown(folder)} can be written neither there ({cause.strerror}) nor to {cached} "
-                f"({error.strerror}): free space, or set XDG_CACHE_HOME to a folder that can be written"
-            ) from None
-        return cached
-    cached.unlink(missing_ok=True)  # an older one of a time when nothing could be written beside the images
-    return beside
-
-
-def _write(path: Path, index: Index) -> None:
-    part = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    listing = index.listing
-    try:
-        with part.open("wb") as file:
-            np.savez(
-                file,
-                version=np.array(VERSION),
-                classes=_packed(listing.classes),
-                names=_packed(listing.names),
-                bytes=listing.sizes,
-                heights=index.heights,
-                widths=index.widths,
-                sha256=index.sha256,
-            )
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def _packed(names: tuple[str, ...]) -> npt.NDArray[np.uint8]:
-    """Names as bytes with zeros between them, which no name contains."""
-    return np.frombuffer(os.fsencode("\0".join(names)), np.uint8)
-
-
-def read_index(folder: Path) -> Index | None:
-    """The index of a folder; None where there is none.
-
-    Raises:
-        DataError: it is damaged, or of another version of this program.
-    """
-    path = next((place for place in index_places(folder) if place.exists()), None)
-    if path is None:
-        return None
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            table = {name: file[name] for name in file.files}
-        classes, names = (tuple(os.fsdecode(table[key].tobytes()).split("\0")) for key in ("classes", "names"))
-        columns = [table[key].astype(np.int64) for key in ("bytes", "heights", "widths")]
-        wrong = (
-            int(table["version"]) != VERSION
-            or any(column.shape != (len(names),) or column.min() < 1 for column in columns)
-            or table["sha256"].shape != (len(names), 32)
-            or table["sha256"].dtype != np.uint8
-            or list(classes) != sorted({name.partition("/")[0] for name in names})
-            or any(".." in name and ".." in name.split("/") for name in names)
-        )
-        if wrong:
-            raise ValueError("its parts do not fit each other")
-    except (OSError, ValueError, KeyError, TypeError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
-        cause = " ".join(str(error).split()) or type(error).__name__
-        raise DataError(f"{shown(path)}, the index of its folder, is damaged ({cause}): {again(folder)}") from None
-    return Index(Listing(classes, names, columns[0]), columns[1], columns[2], table["sha256"])
+def differences(folder: Path, before: Index, now: Index) -> str:
+    """What was added, is gone, and has another size or sha256: how many files, and the first; empty if nothing."""
+    rows = rows_of(now.listing, before)
+    there = rows >= 0
+    sizes, digests = before.listing.sizes[rows] != now.listing.sizes, (before.sha256[rows] != now.sha256).any(1)
+    gone = np.ones(len(before.listing.names), np.bool_)
+    gone[rows[there]] = False
+    found = []
+    changed = there & (sizes | digests)
+    for what, index, which in (("added", now, ~there), ("gone", before, gone), ("changed", now, changed)):
+        if which.any():
+            first = folder / index.listing.names[int(which.argmax())]
+            found.append(f"{np.count_nonzero(which)} {what}, like {shown(first)}")
+    return f"since {shown(folder)} was indexed: {', '.join(found)}" if found else ""

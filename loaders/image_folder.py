@@ -18,7 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from .errors import DataError
-from .folder_index import Index, Listing, again, check_listing, list_folder, read_index, shown, write_index
+from .folder_index import Index, Listing, again, check_listing, differences, list_folder, rows_of, shown
+from .index_file import read_index, write_index
 from .progress import progress
 from .source import Place
 
@@ -34,20 +35,21 @@ DEEP = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")  # Pillow's modes with more
 class FolderSource:
     """The images of one split's folder, as an `ImageSource`.
 
-    Made by `open`, `checked` or `index`. Classes are numbered in the sorted order of their folders' names, files in the
-    sorted order of class and name. EXIF orientation is not applied.
+    Made by `open`, `checked`, `refreshed` or `index`. Classes are numbered in the sorted order of their folders' names,
+    files in the sorted order of class and name. EXIF orientation is not applied.
 
     Attributes:
         classes: names of the classes.
         left_out: visible files that were taken for no images when the folder was indexed just now; else empty.
+        changes: what `refreshed` has found to differ from the index of before, in words; else empty.
     """
 
-    def __init__(self, folder: Path, index: Index) -> None:
+    def __init__(self, folder: Path, index: Index, changes: str = "") -> None:
         self.place = Place("folder", str(folder.absolute()))
         self.labels = index.listing.labels()
         self.heights, self.widths = index.heights, index.widths
         self.sizes, self.sha256 = index.listing.sizes, index.sha256
-        self.classes, self.left_out = index.listing.classes, index.listing.left_out
+        self.classes, self.left_out, self.changes = index.listing.classes, index.listing.left_out, changes
         self._folder, self._names, self._index = folder, index.listing.names, index
 
     @classmethod
@@ -75,11 +77,22 @@ class FolderSource:
 
     @classmethod
     def refreshed(cls, folder: Path) -> Self:
-        """The same, but where the index does not agree with the folder, or is damaged, it is made anew."""
+        """Reads every file and writes the index anew; what differs from the one of before is in `changes`.
+
+        Every image is decoded to its end, except those that were when the index of before was made and still have the
+        sha256 that it says.
+
+        Raises:
+            DataError: as `index`; the index of before stays as it was.
+        """
+        known, changes = None, ""
         try:
-            return cls.checked(folder)
+            known = read_index(folder)
         except DataError:
-            return cls.index(folder)
+            changes = f"the index of {shown(folder)} could not be used, so nothing is known of changes"
+        index = make_index(folder, decode=True, known=known)
+        write_index(folder, index)
+        return cls(folder, index, changes if known is None else differences(folder, known, index))
 
     @classmethod
     def index(cls, folder: Path, *, decode: bool = False) -> Self:
@@ -134,8 +147,13 @@ class FolderSource:
         return decode_rgb(self.encoded(sample), self.name(sample))
 
 
-def make_index(folder: Path, *, decode: bool = False) -> Index:
+def make_index(folder: Path, *, decode: bool = False, known: Index | None = None) -> Index:
     """The index of a folder, from its files; many are read, and decoded where that is asked for, at the same time.
+
+    Args:
+        folder: the split's folder.
+        decode: decode every image to its end.
+        known: an index of before. Files whose sha256 it has are not decoded again, if they were then.
 
     Raises:
         DataError: naming the first file that cannot be read or is no image.
@@ -143,31 +161,41 @@ def make_index(folder: Path, *, decode: bool = False) -> Index:
     _pillow(shown(folder))
     listing = list_folder(folder)
     total = len(listing.names)
+    known = known if known is not None and known.decoded else None
+    rows_known = np.full(total, -1) if known is None else rows_of(listing, known)
+    inspect = partial(_inspect, folder, listing, decode, known, rows_known)
     rows: list[tuple[int, int, bytes]] = []
     plain = f"indexing {shown(folder)}, {total} images"
     with progress(total, f"indexing {shown(folder.name)}", unit="images", plain=plain) as advance:
         pool = ThreadPoolExecutor(min(16, 2 * (os.cpu_count() or 1)))  # reading and sha256 do not hold Python's lock
         try:
-            for part in pool.map(partial(_inspect, folder, listing, decode), range(0, total, CHUNK)):
+            for part in pool.map(inspect, range(0, total, CHUNK)):
                 rows += part
                 advance(len(part))
         finally:
             pool.shutdown(cancel_futures=True)  # after an error or Ctrl-C, what has not begun is not waited for
     heights, widths, digests = zip(*rows, strict=True)
     sha256 = np.frombuffer(b"".join(digests), np.uint8).reshape(-1, 32)
-    return Index(listing, np.array(heights, np.int64), np.array(widths, np.int64), sha256)
+    return Index(listing, np.array(heights, np.int64), np.array(widths, np.int64), sha256, decode)
 
 
-def _inspect(folder: Path, listing: Listing, decode: bool, start: int) -> list[tuple[int, int, bytes]]:
+def _inspect(
+    folder: Path, listing: Listing, decode: bool, known: Index | None, rows_known: npt.NDArray[np.int64], start: int
+) -> list[tuple[int, int, bytes]]:
     """(height, width, sha256) of CHUNK files; the sizes are those of their headers."""
     rows = []
     for number in range(start, min(start + CHUNK, len(listing.names))):
-        content = _read(folder, listing.names[number], int(listing.sizes[number]))
-        with _decoding(shown(folder / listing.names[number]), content) as image:
+        name, row = listing.names[number], int(rows_known[number])
+        content = _read(folder, name, int(listing.sizes[number]))
+        digest = hashlib.sha256(content).digest()
+        if known is not None and row >= 0 and known.sha256[row].tobytes() == digest:
+            rows.append((int(known.heights[row]), int(known.widths[row]), digest))
+            continue
+        with _decoding(shown(folder / name), content) as image:
             width, height = image.size
             if decode:
                 image.convert("RGB")
-        rows.append((height, width, hashlib.sha256(content).digest()))
+        rows.append((height, width, digest))
     return rows
 
 

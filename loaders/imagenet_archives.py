@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import IO
 
 from .errors import DataError
-from .folder_index import INDEX_NAME, shown
+from .folder_index import shown
 from .imagenet import WNID, Archive, ImageNet, instructions
+from .index_file import INDEX_NAME
 from .progress import progress
 
 LARGEST_FILE = 64 << 20  # bytes; the largest image has 16 MB

@@ -71,35 +71,45 @@ def _fetched(entry: Entry, options: DataOptions, mirror: str | None) -> Publishe
 
 
 def prepare_folder(root: Path) -> tuple[Published, str]:
-    """Indexes the user's own images anew, every one decoded once; the data set, and a line about it.
+    """Indexes the user's own images anew, every one checked; the data set, and a line about it.
 
     Raises:
         DataError: as `read_image_folder`, or names the first image that cannot be decoded.
     """
-    layout, left_out = find_layout(root), []
-    for part in () if layout is None else layout.parts:
-        if part.is_dir():
-            left_out += [shown(part / name) for name in FolderSource.index(part, decode=True).left_out]
+    differs = _indexed(find_layout(root))
     found = read_image_folder(root, image_size=None, test_crop=None)
-    more = f"; left out as no images: {len(left_out)}, like {left_out[0]}" if left_out else ""
-    return found, f"{_counts(found)}{more}"
+    return found, f"{_counts(found)}{differs}"
 
 
 def prepare_imagenet(root: Path, spec: ImageNet = IMAGENET) -> tuple[Published, str]:
     """ImageNet from its folders, .beton files or the official archives; the data set, and a line about it.
 
+    Every file of folders is read, and decoded to its end unless it is known to be as it was when that was done.
+
     Raises:
-        DataError: none of them is there, or they are not what was published.
+        DataError: none of them is there, or they are not what was published; or names the first image that cannot be
+            decoded.
     """
     layout = imagenet_layout(root, spec)
     if layout is None or _unfinished(root, layout, spec):
         unpack_imagenet(root, spec)
         layout = imagenet_layout(root, spec)
+    differs = _indexed(layout)
+    found = read_imagenet(root, image_size=None, test_crop=None, spec=spec)
+    return found, f"{_counts(found)}{differs}"
+
+
+def _indexed(layout: Layout | None) -> str:
+    """Indexes the folders of both splits anew; what is to be said of that, behind a semicolon."""
+    left_out: list[str] = []
+    differs: list[str] = []
     for part in () if layout is None else layout.parts:
         if part.is_dir():
-            FolderSource.refreshed(part)
-    found = read_imagenet(root, image_size=None, test_crop=None, spec=spec)
-    return found, _counts(found)
+            source = FolderSource.refreshed(part)
+            left_out += [shown(part / name) for name in source.left_out]
+            differs += [f"; {source.changes}"] if source.changes else []
+    more = f"; left out as no images: {len(left_out)}, like {left_out[0]}" if left_out else ""
+    return "".join([more, *differs])
 
 
 def _unfinished(root: Path, layout: Layout, spec: ImageNet) -> bool:

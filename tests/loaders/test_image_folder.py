@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import os
 import shutil
 import sys
 import tempfile
+import warnings
+import zipfile
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from types import FunctionType, ModuleType
 
 import numpy as np
 import pytest
@@ -18,10 +23,11 @@ pytest.importorskip("PIL")
 pytest.importorskip("sklearn")
 from PIL import Image
 
-from hardfast.loaders import DataError, StreamedSplit, folder_index, in_memory, resized
+from hardfast.loaders import DataError, StreamedSplit, in_memory, index_file, resized
 from hardfast.loaders.crops import central_boxes
-from hardfast.loaders.folder_index import INDEX_NAME, index_places, read_index
+from hardfast.loaders.folder_index import Index, Listing, Names
 from hardfast.loaders.image_folder import FolderSource, decode_rgb
+from hardfast.loaders.index_file import INDEX_NAME, index_places, read_index, write_index
 from hardfast.loaders.source import Place, open_source
 from hardfast.loaders.streamed import resampled
 
@@ -294,6 +300,151 @@ def test_a_damaged_index_is_not_believed(damage: str, folder: Path) -> None:
     assert len(FolderSource.refreshed(folder)) == 8
 
 
+@pytest.mark.parametrize(
+    ("classes", "names", "message"),
+    [
+        (["a", "b"], ["a/0.png", "/b/0.png"], "none of a visible file below"),
+        (["a", "b"], ["a/0.png", "b/../0.png"], "none of a visible file below"),
+        (["a", "b"], ["a/0.png", "b/./0.png"], "none of a visible file below"),
+        (["a", "b"], ["a/0.png", "b//0.png"], "none of a visible file below"),
+        (["a", "b"], ["a/0.png", "b/"], "none of a visible file below"),
+        (["a", "b"], ["a/0.png", ""], "none of a visible file below"),
+        (["", "a"], ["/0.png", "a/0.png"], "none of a visible file below"),
+        ([".", "a"], ["./0.png", "a/0.png"], "none of a visible file below"),
+        (["..", "a"], ["../0.png", "a/0.png"], "none of a visible file below"),
+        (["a", "b"], ["a/0.png", "b"], "classes are not those of its names"),
+        (["a", "c"], ["a/0.png", "b/0.png"], "classes are not those of its names"),
+        (["a"], ["a/0.png", "a/0.png"], "not in order, or not different"),
+        (["a"], ["a/1.png", "a/0.png"], "not in order, or not different"),
+        (["a", "b"], ["b/0.png", "a/0.png"], "not in order, or not different"),
+        (["a", "a b"], ["a b/0.png", "a/0.png"], "not in order, or not different"),
+    ],
+)
+def test_an_index_of_names_that_no_listing_gives(
+    classes: list[str], names: list[str], message: str, folder: Path
+) -> None:
+    ones = np.ones(2, np.int64)
+
+    def write(classes: list[str], names: list[str]) -> None:
+        listing = Listing(tuple(classes), Names.of(names), ones)
+        write_index(folder, Index(listing, ones, ones, np.zeros((2, 32), np.uint8), True))
+
+    write(["a", "a b"], ["a/0.png", "a b/0.png"])  # by class first, though a blank sorts before a slash
+    assert FolderSource.open(folder).labels.tolist() == [0, 1]
+    write(classes, names)
+    with pytest.raises(DataError, match=f"{message}.* indexes it again") as error:
+        FolderSource.open(folder)
+    one_line(error)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        ("more", "other tables"),
+        ("twice", "other tables"),
+        ("less", "other tables"),
+        ("packed", "tables are packed"),
+        ("shared", "claim more bytes than it has"),
+        ("header", "cannot reshape|buffer"),
+        ("floats", "a table holds float64"),
+    ],
+)
+def test_an_index_takes_no_more_memory_than_its_file(damage: str, message: str, folder: Path) -> None:
+    """Known tables only, none of them packed, and none allocated on the word of its header."""
+    FolderSource.index(folder)
+    path = folder / INDEX_NAME
+    with np.load(path) as file:
+        table = dict(file)
+    if damage in ("more", "less", "floats", "packed"):
+        table |= {"more": np.zeros(3)} if damage == "more" else {}
+        table |= {"heights": table["heights"].astype(float)} if damage == "floats" else {}
+        if damage == "less":
+            del table["decoded"]
+        (np.savez_compressed if damage == "packed" else np.savez)(path, **table)
+    else:
+        content = {name: io.BytesIO() for name in table}
+        for name, buffer in content.items():
+            np.save(buffer, table[name])
+        with zipfile.ZipFile(path, "w") as file, warnings.catch_warnings(action="ignore"):
+            for name, buffer in content.items():
+                whole = buffer.getvalue()
+                if damage == "header" and name == "heights":
+                    whole = whole.replace(b"(8,), }            ", b"(8888888888888,), }")
+                file.writestr(f"{name}.npy", whole)
+            if damage == "twice":
+                file.writestr("heights.npy", content["heights"].getvalue())
+            if damage == "shared":  # one table's bytes, claimed by another entry of the directory as well
+                first = file.getinfo("sha256.npy")
+                for info in file.infolist():
+                    info.file_size = info.compress_size = first.file_size * 9
+    with pytest.raises(DataError, match=f"is damaged .*{message}.* indexes it again") as error:
+        FolderSource.open(folder)
+    one_line(error)
+
+
+def strings_of(root: object) -> set[str]:
+    """All strings that an object holds, in whatever it holds them."""
+    found, seen, todo = set(), set(), [root]
+    while todo:
+        thing = todo.pop()
+        if id(thing) in seen or isinstance(thing, (type, ModuleType, FunctionType)):
+            continue
+        seen.add(id(thing))
+        if isinstance(thing, str):
+            found.add(thing)
+        todo += gc.get_referents(thing)
+    return found
+
+
+def test_a_source_holds_no_string_for_each_file(folder: Path) -> None:
+    """A forked process would copy them page by page, by counting its references to them."""
+    source = FolderSource.open(folder)
+    assert Path(source.name(7)) == folder / "cat" / "3.png"
+    held = strings_of(vars(source))
+    assert "cat" in held  # a class
+    assert not [text for text in held if text.endswith(".png")]
+
+
+def test_what_an_index_of_before_is_good_for(folder: Path) -> None:
+    """Files that it has the digest of are not decoded again, but only if they were decoded then."""
+    FolderSource.open(folder)
+    for decoded in (True, False):
+        index = read_index(folder)
+        assert index is not None
+        write_index(folder, replace(index, heights=np.arange(1, 9), decoded=decoded))
+        source = FolderSource.refreshed(folder)
+        assert (source.heights.tolist() == list(range(1, 9))) == decoded
+        assert source.changes == ""
+        index = read_index(folder)
+        assert index is not None and index.decoded
+
+
+def test_what_has_changed_is_said_and_decoded(folder: Path) -> None:
+    """Also if its size is the same, and no index is written that calls a damaged file sound."""
+    FolderSource.refreshed(folder)
+    before = (folder / INDEX_NAME).read_bytes()
+    path = folder / "cat" / "1.png"
+    sound = path.read_bytes()
+    flip(path)
+    with pytest.raises(DataError, match=r"cat/1.png is damaged or no image"):
+        FolderSource.refreshed(folder)
+    assert (folder / INDEX_NAME).read_bytes() == before
+    path.write_bytes(sound)
+    Image.fromarray(photograph(9, 30, 30)).save(folder / "cat" / "2.png")
+    shutil.copy(folder / "bird" / "0.png", folder / "bird" / "00.png")
+    (folder / "cat" / "0.png").unlink()
+    (folder / "cat" / "3.png").unlink()
+    source = FolderSource.refreshed(folder)
+    assert source.changes == (
+        f"since {folder} was indexed: 1 added, like {folder}/bird/00.png, 2 gone, like {folder}/cat/0.png, "
+        f"1 changed, like {folder}/cat/2.png"
+    )
+    assert source.heights.tolist() == [24] * 6 + [30]
+    assert FolderSource.refreshed(folder).changes == ""
+    (folder / INDEX_NAME).write_bytes(b"x")
+    assert "could not be used" in FolderSource.refreshed(folder).changes
+
+
 @pytest.fixture
 def open_to_all(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A folder that every user may write to, as the cache, and one beside it that only its owner may."""
@@ -336,7 +487,7 @@ def test_an_interrupted_index_leaves_the_old_one(folder: Path, monkeypatch: pyte
     def full(descriptor: int) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(folder_index.os, "fsync", full)
+    monkeypatch.setattr(index_file.os, "fsync", full)
     with pytest.raises(KeyboardInterrupt):
         FolderSource.index(folder)
     assert (folder / INDEX_NAME).read_bytes() == before

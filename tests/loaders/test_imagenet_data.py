@@ -233,6 +233,27 @@ def test_imagenet_from_folders(tmp_path: Path) -> None:
     refused(lambda: read_imagenet(tmp_path, image_size=16, test_crop=1.0), "holds 3 classes, not the 1000 of imagenet")
 
 
+def test_imagenet_is_decoded_and_what_changed_is_said(tmp_path: Path) -> None:
+    """Whether there is an index or not, and where training has made it, which looks at headers alone."""
+    spec = small_imagenet(tmp_path)
+    path = tmp_path / "imagenet" / "val" / WNIDS[0] / "1.JPEG"
+    sound = path.read_bytes()
+    path.write_bytes(sound[:-200])
+    for _ in range(2):
+        refused(lambda: prepare_imagenet(tmp_path, spec), f"{WNIDS[0]}/1.JPEG is damaged or no image .*truncated")
+        read_imagenet(tmp_path, image_size=None, test_crop=None, spec=spec)
+    path.write_bytes(sound)
+    line = prepare_imagenet(tmp_path, spec)[1]
+    assert line.endswith(f"3 classes; since {path.parents[1]} was indexed: 1 changed, like {path}")
+    path.write_bytes(path.with_name("0.JPEG").read_bytes())
+    other = tmp_path / "imagenet" / "train" / WNIDS[1] / "3.JPEG"
+    other.rename(other.with_name("4.JPEG"))
+    assert prepare_imagenet(tmp_path, spec)[1].endswith(
+        f"; since {other.parents[1]} was indexed: 1 added, like {other.with_name('4.JPEG')}, 1 gone, like {other}; "
+        f"since {path.parents[1]} was indexed: 1 changed, like {path}"
+    )
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -346,7 +367,8 @@ def test_prepare_indexes_again_what_changed(tmp_path: Path) -> None:
     (root / "train" / "cat" / "list.txt").write_text("x")
     refused(lambda: opened(root), "more/0.png was added")
     assert prepare("folder", root) == (
-        f"{root}/train and val: 21 + 6 images, 2 classes; left out as no images: 1, like {root}/train/cat/list.txt"
+        f"{root}/train and val: 21 + 6 images, 2 classes; left out as no images: 1, like {root}/train/cat/list.txt; "
+        f"since {root}/train was indexed: 1 added, like {root}/train/cat/more/0.png"
     )
     assert len(opened(root)[0]) == 19
 
