@@ -150,8 +150,8 @@ def run_compare(argv: Sequence[str]) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class PrepareArguments:
-    """Fetches, unpacks or indexes a data set where that is needed, and checks every file of it. Repeated, it goes on
-    where it was stopped."""
+    """Fetches, unpacks or indexes a data set where that is needed, and checks every file of it. Repeated, downloads (if
+    the server can send the rest of a file) and unpacking go on where they were stopped; everything else begins anew."""
 
     name: Annotated[tyro.conf.Positional[DatasetName], tyro.conf.arg(metavar="NAME")]
     """Which one; see `hardfast data list`."""
@@ -168,7 +168,7 @@ class PrepareArguments:
 
     max_side: int | None = None
     """Pixels on the longer side of an image in them, at most: larger ones are scaled down, and JPEGs anew. For `folder`
-    and `imagenet`; 500 keeps nearly all of ImageNet's detail in a third of its size."""
+    and `imagenet`."""
 
 
 @dataclass(frozen=True, kw_only=True)

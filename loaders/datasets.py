@@ -11,12 +11,12 @@ from typing import Literal
 from ..kernels import Purpose
 from . import fashion_mnist
 from .cifar import CIFAR10, CIFAR100, fetch_cifar, read_cifar
-from .dataset import Dataset, Published, cut_places
+from .dataset import Dataset, Published, Split, cut_places
 from .digits import read_digits
 from .errors import DataError
 from .fashion_mnist import fetch_fashion_mnist, read_fashion_mnist
 from .imagenet import imagenet_layout, read_imagenet
-from .own_images import beton_beside, find_layout, read_image_folder
+from .own_images import beton_beside, find_layout, holds_images, read_image_folder
 from .streamed import StreamedSplit
 from .synthetic import SyntheticShape, make_synthetic
 from .tiny_imagenet import PUBLISHED as TINY_IMAGENET
@@ -78,6 +78,7 @@ class Entry:
     fetch: Callable[[Path, str | None], None] | None = None  # (root, mirror); None where nothing can be fetched
     sized: bool = False  # whether the user may choose the size of its images
     embedded: bool = False  # whether it comes with the engine, so that there is nothing to fetch
+    grey: bool = False  # whether its images have one channel, which no .beton file has
     streamed: bool = False  # whether its images stay where they are and have sizes of their own
     files: tuple[str, ...] = ()  # one of these, in ROOT/NAME or ROOT, means that it was found
 
@@ -93,6 +94,7 @@ REGISTRY: dict[DatasetName, Entry] = {
         "70,000 grey images of clothes, 28x28; IDX files, Debian's dataset-fashion-mnist, or downloaded",
         lambda options: read_fashion_mnist(Path(options.root)),
         fetch_fashion_mnist,
+        grey=True,
         files=tuple(file.name for file in fashion_mnist.FILES.values()),
     ),
     "cifar10": Entry(
@@ -141,7 +143,9 @@ def find(name: DatasetName, root: Path) -> Path | None:
     entry = REGISTRY[name]
     if name in ("folder", "imagenet"):
         layout = find_layout(root) if name == "folder" else imagenet_layout(root)
-        return None if layout is None else layout.train.parent if layout.test is not None else layout.train
+        if layout is None or not holds_images(layout.train):
+            return None
+        return layout.train if layout.test is None else layout.train.parent
     places = [folder / file for folder in (root / name, root) for file in entry.files]
     if name == "fashion-mnist":
         places += [fashion_mnist.DEBIAN_FOLDER / file for file in entry.files]
@@ -178,13 +182,14 @@ def open_dataset(options: DataOptions) -> Dataset:
     if size is None:
         size = 1000 if len(train) >= 10_000 else max(1, len(train) // 10)
     rest, part = cut_places(len(train), size, seed=options.split_seed, purpose=Purpose.HELDOUT, name="data.heldout")
-    heldout = train.take(part)
-    records = rest
-    if isinstance(train, StreamedSplit) and isinstance(published.test, StreamedSplit):
-        heldout = StreamedSplit(train.source, train.records[part], train.size, share=published.test.share)
+    heldout: Split | StreamedSplit
+    if isinstance(train, StreamedSplit):
+        share = published.test.share if isinstance(published.test, StreamedSplit) else train.share
+        heldout = StreamedSplit(train.source, train.records[part], train.size, share=share)
         records = train.records[rest]
-    elif beton is None:
-        beton = beton_beside(Path(options.root) / options.name)
+    else:
+        heldout, records = train.take(part), rest
+        beton = beton or beton_beside(Path(options.root) / options.name)
     return Dataset(
         options.name,
         published.num_classes,

@@ -111,7 +111,7 @@ def list_folder(folder: Path) -> Listing:
             circle, or an image is empty or no plain file; names it.
     """
     try:
-        entries = sorted((entry for entry in os.scandir(folder) if _visible(entry.name)), key=lambda entry: entry.name)
+        entries = sorted((entry for entry in os.scandir(folder) if visible(entry.name)), key=lambda entry: entry.name)
     except FileNotFoundError:
         raise MissingDataError(f"{shown(folder)} is not there: name the folder that holds the class folders") from None
     except OSError as error:
@@ -119,12 +119,12 @@ def list_folder(folder: Path) -> Listing:
     classes, names, sizes, left_out = [], [], [], []
     for entry in entries:
         if not entry.is_dir():
-            if _is_image(entry.name):
+            if is_image(entry.name):
                 raise DataError(f"{shown(entry.path)} lies in no class folder: move it to {shown(folder)}/CLASS/")
             continue
         found = sorted(_walk(Path(entry.path), entry.name, (_identity(folder), _identity(entry.path))))
-        images = [(name, size) for name, size in found if _is_image(name)]
-        left_out += [name for name, _ in found if not _is_image(name)]
+        images = [(name, size) for name, size in found if is_image(name)]
+        left_out += [name for name, _ in found if not is_image(name)]
         if not images:
             raise DataError(f"{shown(entry.path)} holds no images: remove this class folder, or put images there")
         empty = next((name for name, size in images if not size), None)
@@ -142,7 +142,7 @@ def _walk(folder: Path, prefix: str, above: tuple[tuple[int, int], ...]) -> Iter
     """(name below the split's folder, bytes) of all visible files; links are followed, but not in a circle."""
     try:
         for entry in os.scandir(folder):
-            if not _visible(entry.name):
+            if not visible(entry.name):
                 continue
             name = f"{prefix}/{entry.name}"
             if entry.is_dir():
@@ -152,7 +152,7 @@ def _walk(folder: Path, prefix: str, above: tuple[tuple[int, int], ...]) -> Iter
                 yield from _walk(Path(entry.path), name, (*above, identity))
             elif entry.is_file():
                 yield name, entry.stat().st_size
-            elif _is_image(name):
+            elif is_image(name):
                 kind = "a link that leads nowhere" if entry.is_symlink() else "no plain file"
                 raise DataError(f"{shown(entry.path)} is {kind}: remove it, or copy the image there")
     except OSError as error:
@@ -164,11 +164,13 @@ def _identity(folder: Path | str) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def _visible(name: str) -> bool:
+def visible(name: str) -> bool:
+    """Whether a file or folder is looked at."""
     return not name.startswith(".")
 
 
-def _is_image(name: str) -> bool:
+def is_image(name: str) -> bool:
+    """Whether a file's name is an image's."""
     return os.path.splitext(name)[1].lower() in SUFFIXES
 
 

@@ -110,14 +110,24 @@ def checked_imagenet(layout: Layout, spec: ImageNet) -> tuple[ImageSource, Image
                 )
     count = class_count([train, test], layout)
     if count != spec.num_classes:
-        raise DataError(f"{shown(layout.train)} holds {count} classes, not the {spec.num_classes} of {spec.name}")
+        raise DataError(
+            f"{shown(layout.train)} holds {count} classes, not the {spec.num_classes} of {spec.name}: "
+            f"{_another(layout.train, spec)}"
+        )
     for source, part, images in ((train, layout.train, spec.train_images), (test, layout.parts[-1], spec.test_images)):
         if len(source) != images:
             raise DataError(
-                f"{shown(part)} holds {len(source)} images, not the {images} of {spec.name}: unpack the official "
-                "archive again, or train on it as your own images, with --data.name folder"
+                f"{shown(part)} holds {len(source)} images, not the {images} of {spec.name}: {_another(part, spec)}"
             )
     return train, test
+
+
+def _another(part: Path, spec: ImageNet) -> str:
+    """What to do about a folder or file that is not as published; while it is there, nothing is unpacked."""
+    return (
+        f"remove {shown(part)} and repeat `hardfast data prepare {spec.name}`, which unpacks the official archive, or "
+        "train on it as your own images, with --data.name folder"
+    )
 
 
 def instructions(root: Path, spec: ImageNet) -> str:

@@ -1,7 +1,11 @@
 """Unpacks ImageNet's official archives into class folders; what was unpacked before is kept.
 
 The training archive holds one archive for each class; each is unpacked to a hidden folder, which is renamed once it is
-whole. The validation images lie side by side in theirs, and the devkit says of which class each is.
+whole. The validation images lie side by side in theirs, and the devkit says of which class each is; each gets its name
+once it is whole, in a hidden folder that is renamed at the end.
+
+Before a folder gets its name, its files are brought to the disk by an fsync of each, several at a time: that waits for
+nothing but them, while a sync of the machine waits for whatever else it writes.
 """
 
 from __future__ import annotations
@@ -13,7 +17,8 @@ import re
 import shutil
 import tarfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import IO
@@ -27,6 +32,7 @@ from .progress import progress
 LARGEST_FILE = 64 << 20  # bytes; the largest image has 16 MB
 LARGEST_TABLE = 16 << 20  # bytes of one file of the devkit
 CHUNK = 8 << 20
+SYNCS = 16  # files at a time: a disk takes several in one go
 TRAIN_NAME = re.compile(r"(n\d{8})_\d+\.JPEG")
 VAL_NAME = re.compile(r"ILSVRC2012_val_(\d{8})\.JPEG")
 
@@ -42,11 +48,11 @@ def unpack_imagenet(root: Path, spec: ImageNet) -> None:
     folder = root / spec.name
     if not has_classes(folder / "train", spec):
         archive = _checked(root, spec.train, spec)
-        _check_space(folder, archive)
+        _check_space(folder, archive, folder / "train")
         _unpack_train(archive, folder / "train", spec)
     if not (folder / "val").is_dir():
         archive, devkit = _checked(root, spec.val, spec), _checked(root, spec.devkit, spec)
-        _check_space(folder, archive)
+        _check_space(folder, archive, folder / ".val.part")
         _unpack_val(archive, folder, validation_classes(devkit, spec), spec)
 
 
@@ -78,9 +84,10 @@ def _checked(root: Path, archive: Archive, spec: ImageNet) -> Path:
     return path
 
 
-def _check_space(folder: Path, archive: Path) -> None:
+def _check_space(folder: Path, archive: Path, begun: Path) -> None:
+    """Raises DataError if the disk has no place for what is still missing in `begun`, whole classes and parts."""
     needed, free = archive.stat().st_size, shutil.disk_usage(folder if folder.is_dir() else folder.parent).free
-    unpacked = sum(file.stat().st_size for file in folder.glob("[tv]*/n*/*.JPEG")) if free < needed else 0
+    unpacked = sum(file.stat().st_size for file in begun.rglob("*.JPEG")) if free < needed else 0
     if free < needed - unpacked:
         raise DataError(
             f"unpacking {archive.name} needs {(needed - unpacked) / 1e9:.1f} GB and {free / 1e9:.1f} are free in "
@@ -138,13 +145,30 @@ def _unpack_class(archive: Path, content: IO[bytes], target: Path) -> None:
             if name is None or name[1] != target.name:
                 raise DataError(f"{shown(archive)}: {target.name}.tar holds {member.name!r}, which is no image of it")
             (part / member.name).write_bytes(_content(archive, inner, member))
-    os.sync()  # the files are on the disk before their folder's name says that they are whole
+    _sync(part.iterdir())  # the files are on the disk before their folder's name says that they are whole
     part.rename(target)
+    _sync([target.parent])
+
+
+def _sync(paths: Iterable[Path]) -> None:
+    """Brings files, or the entries of folders, to the disk."""
+
+    def sync(path: Path) -> None:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+    with ThreadPoolExecutor(SYNCS) as pool:
+        for _ in pool.map(sync, paths):
+            pass
 
 
 def _unpack_val(archive: Path, folder: Path, class_of: dict[int, str], spec: ImageNet) -> None:
     """All images into class folders below a hidden folder, which is renamed when it is whole."""
     part = folder / ".val.part"
+    scratch = part / ".member"  # in which a file is written; it then gets its name
     with (
         _reading(archive),
         tarfile.open(archive, "r:") as tar,
@@ -152,20 +176,30 @@ def _unpack_val(archive: Path, folder: Path, class_of: dict[int, str], spec: Ima
     ):
         for wnid in set(class_of.values()):
             (part / wnid).mkdir(parents=True, exist_ok=True)
-        images = 0
+        names: set[str] = set()
         for member in tar:
             name = VAL_NAME.fullmatch(member.name)
             if name is None or int(name[1]) not in class_of:
                 raise DataError(f"{shown(archive)} holds {member.name!r}, which is no validation image")
+            if member.name in names:
+                raise DataError(f"{shown(archive)} holds {member.name!r} twice: fetch it again")
+            names.add(member.name)
             target = part / class_of[int(name[1])] / member.name
-            if not target.exists() or target.stat().st_size != member.size:
-                target.write_bytes(_content(archive, tar, member))
-            images += 1
+            if not target.exists() or target.stat().st_size != member.size:  # another size: the machine went down
+                scratch.write_bytes(_content(archive, tar, member))
+                scratch.replace(target)
             advance(member.size)
-        if images != spec.test_images:
-            raise DataError(f"{shown(archive)} holds {images} images, not {spec.test_images}: fetch it again")
-        os.sync()
+        if len(names) != spec.test_images:
+            raise DataError(f"{shown(archive)} holds {len(names)} images, not {spec.test_images}: fetch it again")
+        scratch.unlink(missing_ok=True)
+        files = [path for path in part.rglob("*") if not path.is_dir()]
+        odd = next((path for path in files if path.name not in names), None)
+        if odd is not None or len(files) != len(names):
+            raise DataError(f"{shown(odd or part)} is not of {archive.name}: remove {shown(part)} and repeat")
+        _sync(files)
+        _sync(part.iterdir())
         part.rename(folder / "val")
+        _sync([folder])
 
 
 def _content(archive: Path, tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from ..kernels import Purpose
 from .beton import BetonSource, sidecar, validate
 from .dataset import Published, cut
 from .errors import DataError, MissingDataError
-from .folder_index import shown
+from .folder_index import is_image, shown, visible
 from .image_folder import FolderSource
 from .source import ImageSource
 from .streamed import StreamedSplit, common_size
@@ -66,6 +68,17 @@ def find_layout(root: Path) -> Layout | None:
     if has_folders:
         return Layout(root, None)
     return Layout(train, None) if train.is_file() else None
+
+
+def holds_images(part: Path) -> bool:
+    """Whether a part of a layout is a file, or a folder with an image right in one of its class folders."""
+    if not part.is_dir():
+        return True
+    try:
+        folders = [entry.path for entry in os.scandir(part) if visible(entry.name) and entry.is_dir()]
+        return any(is_image(entry.name) for folder in folders for entry in os.scandir(folder) if visible(entry.name))
+    except OSError:
+        return False
 
 
 def read_image_folder(root: Path, *, image_size: int | None, test_crop: float | None) -> Published:
@@ -140,10 +153,15 @@ def class_count(sources: Sequence[ImageSource], layout: Layout) -> int:
         )
     count = int(sources[0].labels.max()) + 1 if len(sources[0]) else 0
     for part, source in zip(layout.parts, sources, strict=True):
-        there = torch.from_numpy(source.labels).unique()
-        if len(there) and (int(there[0]) < 0 or int(there[-1]) >= count):
-            raise DataError(f"{shown(part)} has labels outside 0..{count - 1}, the training set's: write it again")
-        if len(there) < count:
-            absent = next(label for label in range(count) if label not in set(there.tolist()))
-            raise DataError(f"{shown(part)} has no image of class {absent}, of {count} classes: write it again")
+        check_labels(part, source.labels, count)
     return count
+
+
+def check_labels(part: Path, labels: npt.NDArray[np.int64], count: int) -> None:
+    """Raises DataError unless the labels are those of `count` classes, each of which has one."""
+    there = np.unique(labels)
+    if len(there) and (there[0] < 0 or there[-1] >= count):
+        raise DataError(f"{shown(part)} has labels outside 0..{count - 1}, the training set's: write it again")
+    if len(there) < count:
+        absent = next((place for place, label in enumerate(there.tolist()) if place != label), len(there))
+        raise DataError(f"{shown(part)} has no image of class {absent}, of {count} classes: write it again")

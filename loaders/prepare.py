@@ -40,6 +40,11 @@ def prepare(
     entry = entry_of(options)
     if max_side is not None and not (beton and entry.streamed):
         raise DataError("max-side is for the .beton files of `folder` and `imagenet`: give it with --beton, or drop it")
+    if entry.grey and beton:
+        raise DataError(
+            f"{name} is grey, and .beton files are of colour images: drop --beton, since loader.name resident, which "
+            "holds it in memory, is the one for it"
+        )
     if entry.embedded and not beton:
         return "nothing to fetch: it comes with the engine"
     if name == "synthetic":

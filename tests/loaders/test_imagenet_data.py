@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import resource
 import shutil
 import signal
 import subprocess
 import sys
 import tarfile
 import textwrap
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -30,7 +30,8 @@ from hardfast.loaders.beton_split import beton_split
 from hardfast.loaders.beton_writer import write_beton
 from hardfast.loaders.image_folder import FolderSource
 from hardfast.loaders.imagenet import PUBLISHED, ImageNet, read_imagenet
-from hardfast.loaders.imagenet_archives import unpack_imagenet, validation_classes
+from hardfast.loaders.imagenet_archives import _check_space, unpack_imagenet, validation_classes
+from hardfast.loaders.own_images import check_labels
 from hardfast.loaders.prepare import prepare_imagenet
 
 from .makers import (
@@ -88,27 +89,29 @@ def test_a_killed_unpacking_goes_on(tmp_path: Path) -> None:
     members = imagenet_members()
     spec = write_imagenet_archives(tmp_path, members)
     program = f"""
-    import sys, time
+    import time
     from pathlib import Path
     from hardfast.loaders import imagenet_archives
     from hardfast.loaders.imagenet import Archive, ImageNet
-    inner = imagenet_archives._content
-    def slow(*words):
-        time.sleep(0.2)
+    inner, calls = imagenet_archives._content, []
+    def halting(*words):
+        calls.append(words)
+        if len(calls) == 7:  # with two of the four images of the second class
+            print("there", flush=True)
+            time.sleep(3600)
         return inner(*words)
-    imagenet_archives._content = slow  # so that there is a middle
+    imagenet_archives._content = halting
     imagenet_archives.unpack_imagenet(Path({str(tmp_path)!r}), {spec!r})
     """
     train = tmp_path / "imagenet" / "train"
-    child = subprocess.Popen([sys.executable, "-c", textwrap.dedent(program)], stderr=subprocess.DEVNULL)
-    try:
-        part = train / f".{WNIDS[1]}.part"
-        while not (part.exists() and any(part.iterdir())):
-            assert child.poll() is None
-            time.sleep(0.02)
-    finally:
-        child.send_signal(signal.SIGKILL)
-        child.wait()
+    command = [sys.executable, "-c", textwrap.dedent(program)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as child:
+        try:
+            assert child.stdout is not None and child.stdout.readline() == b"there\n"
+        finally:
+            child.send_signal(signal.SIGKILL)
+    part = train / f".{WNIDS[1]}.part"
+    assert len(list(part.iterdir())) == 2
     done = [name for name in WNIDS if (train / name).exists()]
     assert done == [WNIDS[0]]
     kept = (train / WNIDS[0]).stat().st_mtime_ns
@@ -122,8 +125,106 @@ def test_a_killed_unpacking_goes_on(tmp_path: Path) -> None:
     half = tmp_path / "imagenet" / ".val.part" / TRUTH[0]
     half.mkdir(parents=True)
     (half / "ILSVRC2012_val_00000001.JPEG").write_bytes(b"cut short")
+    (half.parent / ".member").write_bytes(b"what was being written")
     prepare_imagenet(tmp_path, spec)
+    assert len(files_below(val)) == 7
     assert (val / TRUTH[0] / "ILSVRC2012_val_00000001.JPEG").read_bytes() == imagenet_image(TRUTH[0], 11)
+
+
+def test_a_full_disk_leaves_no_part_of_an_image(tmp_path: Path) -> None:
+    """A validation image has its name once it is whole: here files may grow to the size of a half."""
+    spec = write_imagenet_archives(tmp_path, imagenet_members())
+    unpack_imagenet(tmp_path, spec)
+    folder = tmp_path / "imagenet"
+    shutil.rmtree(folder / "val")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(imagenet_image(TRUTH[0], 11)) // 2, limits[1]))
+    try:
+        refused(lambda: unpack_imagenet(tmp_path, spec), "could not be unpacked .* goes on from there")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert files_below(folder / ".val.part") == [".member"]
+    unpack_imagenet(tmp_path, spec)
+    assert len(files_below(folder / "val")) == 6
+
+
+def test_what_is_unpacked_is_on_the_disk_before_it_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each file, and nothing else of the machine."""
+    spec = write_imagenet_archives(tmp_path, imagenet_members())
+    synced, fsync = set(), os.fsync
+
+    def noted(descriptor: int) -> None:
+        synced.add(Path(os.readlink(f"/proc/self/fd/{descriptor}")).name)
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    monkeypatch.delattr(os, "sync")
+    unpack_imagenet(tmp_path, spec)
+    names = {path.name for path in (tmp_path / "imagenet").glob("*/*/*.JPEG")}
+    assert len(names) == 18
+    assert names < synced
+    assert not {name for name in synced if "ILSVRC2012_img" in name}
+
+
+def test_rubbish_beside_unpacked_images_does_not_become_the_data_set(tmp_path: Path) -> None:
+    spec = write_imagenet_archives(tmp_path, imagenet_members())
+    unpack_imagenet(tmp_path, spec)
+    folder = tmp_path / "imagenet"
+    (folder / "val").rename(folder / ".val.part")
+    rubbish = folder / ".val.part" / WNIDS[0] / "ILSVRC2012_val_00000099.JPEG"
+    rubbish.write_bytes(b"x")
+    message = refused(lambda: unpack_imagenet(tmp_path, spec), "00000099.JPEG is not of ILSVRC2012_img_val.tar: remove")
+    assert not (folder / "val").exists()
+    shutil.rmtree(message.partition("remove ")[2].partition(" and ")[0])
+    unpack_imagenet(tmp_path, spec)
+    assert len(files_below(folder / "val")) == 6
+
+
+def test_an_image_twice_in_an_archive(tmp_path: Path) -> None:
+    """Six entries are not six images."""
+    members = imagenet_members()
+    members["val"].pop(VAL)
+    spec = write_imagenet_archives(tmp_path, members)
+    path = tmp_path / spec.val.name
+    with tarfile.open(path, "a") as tar:
+        entry = tarfile.TarInfo("ILSVRC2012_val_00000002.JPEG")
+        tar.addfile(entry)
+    spec = replace(spec, val=replace(spec.val, md5=md5_of(path)))
+    (tmp_path / "imagenet").mkdir()
+    refused(lambda: unpack_imagenet(tmp_path, spec), "holds 'ILSVRC2012_val_00000002.JPEG' twice")
+    assert not (tmp_path / "imagenet" / "val").exists()
+
+
+def test_the_space_that_a_split_still_needs(tmp_path: Path) -> None:
+    """What of it was unpacked before needs none, and the other split's images do not count. All files have holes."""
+    train, part = tmp_path / "train" / WNIDS[0] / "x.JPEG", tmp_path / ".val.part" / WNIDS[0] / "x.JPEG"
+    archive = tmp_path / "archive.tar"
+    for path in (archive, train, part):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    os.truncate(archive, shutil.disk_usage(tmp_path).free + (16 << 30))
+    os.truncate(train, 32 << 30)
+    _check_space(tmp_path, archive, tmp_path / "train")
+    refused(
+        lambda: _check_space(tmp_path, archive, tmp_path / ".val.part"), "unpacking archive.tar needs .* free space"
+    )
+    os.truncate(part, 32 << 30)
+    _check_space(tmp_path, archive, tmp_path / ".val.part")
+
+
+def test_the_advice_about_other_images_helps(tmp_path: Path) -> None:
+    """`remove FOLDER and repeat`, for either split."""
+    spec = write_imagenet_archives(tmp_path, imagenet_members())
+    line = prepare_imagenet(tmp_path, spec)[1]
+    for part in ("train", "val"):
+        folder = tmp_path / "imagenet" / part
+        next(folder.glob("*/*.JPEG")).unlink()
+        message = refused(lambda: prepare_imagenet(tmp_path, spec), "and repeat `hardfast data prepare imagenet`")
+        assert f"remove {folder} and repeat" in message
+        shutil.rmtree(folder)
+        assert prepare_imagenet(tmp_path, spec)[1] == line
 
 
 def rename(members: dict[str, bytes], old: str, new: str) -> None:
@@ -169,6 +270,7 @@ def test_archives_of_another_content(change: Callable[..., object], message: str
 
 def test_links_in_an_archive_are_refused(tmp_path: Path) -> None:
     members = imagenet_members()
+    members["val"].pop("ILSVRC2012_val_00000002.JPEG")
     spec = write_imagenet_archives(tmp_path, members)
     with tarfile.open(tmp_path / spec.val.name, "a") as tar:
         entry = tarfile.TarInfo("ILSVRC2012_val_00000002.JPEG")
@@ -503,6 +605,11 @@ def test_a_largest_side(tmp_path: Path) -> None:
         ("digits", {"max_side": 8, "beton": True}, "max-side is for the .beton files of `folder` and `imagenet`"),
         ("folder", {"max_side": 8}, "max-side is for the .beton files"),
         ("synthetic", {"beton": True}, "nothing to write as .beton"),
+        (
+            "fashion-mnist",
+            {"beton": True},
+            "fashion-mnist is grey, and .beton files are of colour images: drop --beton",
+        ),
     ],
 )
 def test_wrong_use_of_prepare(name: str, words: dict[str, int], message: str, tmp_path: Path) -> None:
@@ -518,6 +625,37 @@ def test_what_is_found(tmp_path: Path) -> None:
     own_images(tmp_path / "mine")
     assert find("folder", tmp_path / "mine") == tmp_path / "mine"
     assert find("imagenet", tmp_path / "mine") is None
+
+
+@pytest.mark.parametrize(
+    ("file", "found"),
+    [
+        ("cifar10/batch.bin", False),
+        ("cat/.hidden.png", False),
+        (".trash/x.png", False),
+        ("x.png", False),
+        ("cat/x.png", True),
+        ("dog/x.JPEG", True),
+    ],
+)
+def test_a_folder_is_found_by_an_image_in_a_class(file: str, found: bool, tmp_path: Path) -> None:
+    """The folder of all data sets is not one just because it has folders in it."""
+    (tmp_path / "cat").mkdir()
+    path = tmp_path / file
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(b"x")
+    assert find("folder", tmp_path) == (tmp_path if found else None)
+
+
+def test_the_missing_class_of_many(tmp_path: Path) -> None:
+    """Named within moments: a step for each class, not one for each pair of them."""
+    count = 40_000
+    part, labels = tmp_path / "train.beton", np.arange(count)
+    check_labels(part, labels, count)
+    for absent in ([0], [count - 3, count - 2], [count - 1]):
+        message = f"train.beton has no image of class {absent[0]}, of {count} classes"
+        refused(lambda absent=absent: check_labels(part, np.delete(labels, absent), count), message)
+    refused(lambda: check_labels(part, labels, count - 1), "labels outside")
 
 
 def test_the_devkit_of_the_published_form(tmp_path: Path) -> None:
@@ -540,6 +678,8 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert places["folder"] == f"[{root}]"
     assert places["digits"] == "[comes with the engine]"
     assert places["imagenet"] == places["cifar10"] == "[not found]"
+    assert cli.run(["data", "list", "--root", str(tmp_path)]) == 0  # it holds folders, but none with an image
+    assert "ROOT/CLASS/FILE [not found]" in capsys.readouterr().out
     assert cli.run(["data", "prepare", "folder", "--root", str(root)]) == 0
     assert capsys.readouterr().out == f"folder: {root}/train and val: 20 + 6 images, 2 classes\n"
     (tmp_path / "file").write_text("x")
@@ -553,6 +693,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         (["folder", "--root", str(root), "--max-side", "x", "--beton"], "max-side"),
         (["digits", "--beton", "--max-side", "9"], "`folder` and `imagenet`"),
         (["synthetic", "--beton", "--root", str(tmp_path)], "nothing to write"),
+        (["fashion-mnist", "--beton"], "is grey"),
         (["nothing"], "folder"),
     ):
         assert cli.run(["data", "prepare", *words]) == 2
