@@ -76,7 +76,7 @@ def structural(base: Base) -> Iterator[Mutant]:
         yield Mutant(f"cut to {size} bytes", base.content[:size])
     yield Mutant("two more entries", base.content + bytes(2 * ALLOCATION.itemsize))
     yield Mutant("twice the file", base.content * 2)
-    for changes in (_header, _fields, _records, _allocations, _swaps, _jpegs, _zeros, _killed):
+    for changes in (_header, _fields, _records, _allocations, _swaps, _jpegs, _bombs, _zeros, _killed):
         for name, change in changes(base):
             content = bytearray(base.content)
             change(content)
@@ -211,6 +211,19 @@ def _jpegs(base: Base) -> Iterator[tuple[str, Change]]:
         room = end - begin
         yield f"JPEG {row} of another size", partial(put, begin, padded_jpeg((8, 8), room))
         yield f"JPEG {row} with garbage behind it", partial(put, begin, padded_jpeg((8, 8), room - 9) + b"garbage..")
+
+
+def _bombs(base: Base) -> Iterator[tuple[str, Change]]:
+    for row, side in zip(base.of_mode(JPEG), (65535, 13378), strict=False):
+        yield f"JPEG {row} claims {side}x{side} pixels, and so does its record", partial(claim, base, row, side)
+
+
+def claim(base: Base, row: int, side: int, content: bytearray) -> None:
+    """Lets a JPEG and its record say that it is a square of that side."""
+    number = side.to_bytes(2, "big")
+    put(base.frame(row) + 5, number + number, content)
+    for name in ("height", "width"):
+        _number(RECORD, name, row, RECORDS_START, side)(content)
 
 
 def padded_jpeg(size: tuple[int, int], length: int) -> bytes:

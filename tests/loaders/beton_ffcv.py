@@ -1,7 +1,7 @@
-"""The real FFCV in a process of its own with limits: `python beton_ffcv.py JOB`, started by `beton_files.run_ffcv`.
+"""The loader ffcv in a process of its own with limits: `python beton_ffcv.py JOB`, started by `beton_files.run_ffcv`.
 
-One Loader, which takes seconds to compile, serves all files: for every further file it gets a new Reader and a new
-memory manager, which is all that its constructor derives from a file of the same shape.
+One FfcvBackend, which takes seconds to compile, serves all files: for every further one it gets that as its source, a
+new Reader and a new memory manager, which is all that its constructor derives from a file.
 """
 
 from __future__ import annotations
@@ -11,10 +11,12 @@ import resource
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-SECONDS_PER_FILE = 30
+SECONDS_PER_FILE = 60
+BATCH = 7
 
 
 class Pictures:
@@ -43,37 +45,54 @@ def write(path: str, pictures: Pictures) -> None:
     DatasetWriter(path, fields, page_size=1 << 21, num_workers=2).from_indexed_dataset(pictures, chunksize=3)
 
 
-def load(paths: list[str]) -> dict[str, np.ndarray]:
-    """All images and labels of each file."""
-    from ffcv.fields.basics import IntDecoder
-    from ffcv.fields.rgb_image import SimpleRGBImageDecoder
-    from ffcv.loader import Loader, OrderOption
+def load(paths: list[str], size: tuple[int, int]) -> dict[str, np.ndarray]:
+    """The upper left corner of all images of each file, their labels, and what was raised instead."""
     from ffcv.memory_managers import OSCacheManager
     from ffcv.reader import Reader
 
+    from hardfast.loaders.beton import BetonSource
+    from hardfast.loaders.streaming.ffcv_backend import FfcvBackend
+    from hardfast.loaders.streaming.spec import FeedSpec
+
+    height, width = size
     results: dict[str, np.ndarray] = {}
-    loader = None
+    backend = None
     for number, path in enumerate(paths):
-        signal.alarm(SECONDS_PER_FILE)  # a thread of FFCV that died leaves its Loader waiting for ever
-        if loader is None:
-            loader = Loader(
-                path,
-                batch_size=7,
-                num_workers=1,
-                order=OrderOption.SEQUENTIAL,
-                drop_last=False,
-                pipelines={"image": [SimpleRGBImageDecoder()], "label": [IntDecoder()]},
-            )
-            shape = loader.reader.metadata["f0"][["height", "width"]]
-        loader.reader = Reader(path)
-        if not np.array_equal(loader.reader.metadata["f0"][["height", "width"]], shape):
-            raise SystemExit(f"{path} has images of other sizes")
-        loader.memory_manager = OSCacheManager(loader.reader)
-        batches = [(images.copy(), labels.copy()) for images, labels in loader]
-        results[f"images-{number}"] = np.concatenate([images for images, _ in batches])
-        results[f"labels-{number}"] = np.concatenate([labels for _, labels in batches]).reshape(-1)
+        signal.alarm(SECONDS_PER_FILE)  # whatever hangs is a failure
+        source = BetonSource.open(Path(path))
+        if backend is None:
+            spec = FeedSpec(backend="ffcv", place=source.place, batch_size=BATCH, height=height, width=width, workers=1)
+            backend = FfcvBackend(spec, source)
+        backend.source, backend.loader.reader = source, Reader(path)
+        backend.loader.memory_manager = OSCacheManager(backend.loader.reader)
+        images, labels = np.zeros((len(source), height, width, 3), np.uint8), np.full(len(source), -1)
+        errors = deliver(backend, images, labels)
+        results |= {f"images-{number}": images, f"labels-{number}": labels}
+        results[f"errors-{number}"] = np.array(json.dumps(errors))
     signal.alarm(0)
     return results
+
+
+def deliver(backend: Any, images: np.ndarray, labels: np.ndarray) -> dict[int, str]:
+    """Puts what is delivered into its rows; after an error the epoch begins again, without the record that it names."""
+    from hardfast.loaders.errors import DataError
+
+    left, errors = list(range(len(images))), {}
+    while left:
+        corner = [0, 0, *images.shape[1:3]]
+        try:
+            for part in backend.batches(np.array(left), np.tile(corner, (len(left), 1))):
+                if part.index.tolist() != left[: len(part.index)]:
+                    raise SystemExit(f"records {part.index.tolist()} came for {left[:BATCH]}")
+                images[part.index], labels[part.index] = part.images, part.labels
+                left = left[len(part.index) :]
+        except DataError as error:
+            record = next((one for one in left[:BATCH] if f"record {one} of {backend.source}" in str(error)), None)
+            if record is None:
+                raise
+            errors[record] = str(error)
+            left.remove(record)
+    return errors
 
 
 def main() -> None:
@@ -84,7 +103,7 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_CPU, (300, 300))
     if job["write"]:
         write(job["write"], Pictures(job["pictures"]))
-    results = load(job["load"])
+    results = load(job["load"], tuple(job["size"]))
     with Path(job["out"]).open("wb") as file:
         np.savez(file, **results)
 

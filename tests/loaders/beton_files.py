@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,8 @@ from PIL import Image
 
 from hardfast.loaders.beton import sidecar
 from hardfast.loaders.beton_child import MemorySource
+from hardfast.loaders.beton_origin import Origin, fingerprint
+from hardfast.loaders.beton_publish import publish, temporary
 from hardfast.loaders.beton_records import write_records
 from hardfast.loaders.beton_writer import into_memory
 from hardfast.loaders.dataset import Split
@@ -22,6 +25,15 @@ from hardfast.loaders.image_folder import FolderSource
 from hardfast.loaders.source import ImageSource
 
 SIZE = (64, 96)  # (height, width)
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """The upper left corner of each image of a file."""
+
+    images: np.ndarray  # uint8 [N, *SIZE, 3]
+    labels: np.ndarray  # [N]
+    errors: dict[int, str]  # what was raised, by record; these have no pixels and the label -1
 
 
 def picture(number: int, size: tuple[int, int] | None = None) -> np.ndarray:
@@ -48,9 +60,10 @@ def mixed_folder(root: Path, images: int, size: tuple[int, int] | None = SIZE, *
     return FolderSource.open(root)
 
 
-def memory_source(images: np.ndarray) -> MemorySource:
-    """Images in plain pixels, uint8 [N, H, W, C], with labels that count up to 9 again and again."""
-    memory = into_memory(Split(torch.from_numpy(images), torch.arange(len(images)) % 10))
+def memory_source(images: np.ndarray, labels: torch.Tensor | None = None) -> MemorySource:
+    """Images in plain pixels, uint8 [N, H, W, C], with labels that by default count up to 9 again and again."""
+    labels = torch.arange(len(images)) % 10 if labels is None else labels
+    memory = into_memory(Split(torch.from_numpy(images), labels))
     try:
         return MemorySource(memory["memory"], tuple(memory["shape"]), "images in memory")
     finally:
@@ -64,24 +77,38 @@ def write_plainly(source: ImageSource, path: Path) -> Path:
     return path
 
 
+def write_with_origin(source: ImageSource | Split, path: Path, *, max_side: int | None = None) -> Path:
+    """The same with the note of what it was made of, as `write_beton` leaves it."""
+    made_of = fingerprint(source)
+    assert made_of is not None
+    if isinstance(source, Split):
+        source = memory_source(source.images.numpy(), source.labels)
+    write_records(source, temporary(path), max_side=max_side, workers=1, advance=lambda done: None)
+    publish(path, digest_of(temporary(path)), Origin(made_of, max_side))
+    return path
+
+
+def digest_of(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
 def seal(path: Path) -> None:
     """Writes the sidecar of a file as it is now."""
-    sidecar(path).write_text(f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n")
+    sidecar(path).write_text(f"{digest_of(path)}  {path.name}\n")
 
 
 def run_ffcv(
     folder: Path, load: list[Path], *, write: tuple[Path, list[np.ndarray]] | None = None, seconds: int = 300
-) -> dict[str, np.ndarray]:
-    """What the real FFCV makes of files, in a process with limits; see `beton_ffcv`.
+) -> list[Loaded]:
+    """What the loader ffcv makes of files, in a process with limits; see `beton_ffcv`.
 
     Args:
         folder: for its results.
-        load: files that its Loader delivers, all with the same number of images of the same size; results are
-            `images-I` and `labels-I` for the file of number I.
-        write: where its DatasetWriter writes these pictures, with labels 1, 4, 7, ...
+        load: the files, all of images of SIZE or larger.
+        write: where FFCV's DatasetWriter writes these pictures, with labels 1, 4, 7, ..., before any file is loaded.
         seconds: after which it is killed.
     """
-    job = {"load": list(map(str, load)), "out": str(folder / "ffcv.npz"), "write": None}
+    job = {"load": list(map(str, load)), "size": SIZE, "out": str(folder / "ffcv.npz"), "write": None}
     if write is not None:
         job |= {"write": str(write[0]), "pictures": str(folder / "pictures.npz")}
         np.savez(folder / "pictures.npz", *write[1])
@@ -94,5 +121,12 @@ def run_ffcv(
         timeout=seconds,
     )
     assert done.returncode == 0, f"status {done.returncode}: {done.stdout[-500:]} {done.stderr[-2000:]}"
-    with np.load(folder / "ffcv.npz") as results:
-        return dict(results)
+    with np.load(folder / "ffcv.npz") as found:
+        return [
+            Loaded(
+                found[f"images-{number}"],
+                found[f"labels-{number}"],
+                {int(record): said for record, said in json.loads(str(found[f"errors-{number}"])).items()},
+            )
+            for number in range(len(load))
+        ]

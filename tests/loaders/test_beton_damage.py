@@ -11,12 +11,12 @@ import pytest
 
 from hardfast.loaders.beton import BetonSource, sidecar, validate
 from hardfast.loaders.beton_check import read_structure
-from hardfast.loaders.beton_format import RAW, empty_tables, head
+from hardfast.loaders.beton_format import JPEG, RAW, empty_tables, head
 from hardfast.loaders.errors import DataError
 
 pytest.importorskip("PIL")
-from .beton_damage import Base, Mutant, padded_jpeg, random, structural
-from .beton_files import memory_source, mixed_folder, run_ffcv, seal, write_plainly
+from .beton_damage import Base, Mutant, claim, padded_jpeg, random, structural
+from .beton_files import SIZE, Loaded, memory_source, mixed_folder, picture, run_ffcv, seal, write_plainly
 
 MUTANTS, SURVIVORS = 516, 20
 MUTANTS_AT_NIGHT, SURVIVORS_AT_NIGHT = 20_000, 200
@@ -66,32 +66,51 @@ def survivors(base: Base, mutants: Iterable[Mutant], folder: Path, wanted: int) 
     return passed, kept
 
 
-def load_survivors(base: Base, contents: list[bytes], folder: Path) -> int:
-    """Loads files with the real FFCV and with our own source; returns how many images are not what they were."""
-    paths = [base.path]
-    for number, content in enumerate(contents):
-        paths.append(folder / f"survivor-{number}.beton")
-        paths[-1].write_bytes(content)
-    loaded = run_ffcv(folder, paths)
-    sound = BetonSource.open(base.path)
+def close(image: np.ndarray, pixels: np.ndarray) -> bool:
+    """Whether an image is what Pillow decodes, but for the roundings of another decoder."""
+    apart = np.abs(image.astype(int) - pixels[: image.shape[0], : image.shape[1]])
+    return apart.max() <= 4 and apart.mean() <= 0.5
+
+
+def check_sound(path: Path, loaded: Loaded) -> None:
+    """Every image was delivered as it is."""
+    source, modes = BetonSource.open(path), read_structure(path).modes
+    assert not loaded.errors
+    assert loaded.labels.tolist() == source.labels.tolist()
+    for sample, image in enumerate(loaded.images):
+        pixels = source.pixels(sample)
+        assert np.array_equal(image, pixels[: SIZE[0], : SIZE[1]]) if modes[sample] == RAW else close(image, pixels)
+
+
+def check_survivor(path: Path, loaded: Loaded, sound_path: Path, sound: Loaded) -> int:
+    """What is not changed was delivered as it was; what is, as Pillow decodes it too, or refused by its name.
+
+    Returns:
+        The number of images that are not what they were.
+    """
+    source, original = BetonSource.open(path), BetonSource.open(sound_path)
     wrong = 0
-    for number, path in enumerate(paths):
-        source = BetonSource.open(path)
-        images, labels = loaded[f"images-{number}"], loaded[f"labels-{number}"]
-        assert images.shape == loaded["images-0"].shape
-        assert labels.tolist() == source.labels.tolist()
-        for sample in range(base.samples):
-            if source.encoded(sample) == sound.encoded(sample) and np.array_equal(
-                source.pixels(sample), sound.pixels(sample)
-            ):
-                assert np.array_equal(images[sample], loaded["images-0"][sample]), (path, sample)
-            else:
-                wrong += 1
+    for sample in range(len(source)):
+        label, said = source.labels[sample], loaded.errors.get(sample)
+        assert loaded.labels[sample] == (label if said is None else -1)
+        try:
+            pixels = source.pixels(sample)
+        except DataError as error:
+            assert said == str(error)
+            pixels = None
+        if said is not None:
+            assert pixels is None and said.startswith(f"record {sample} of {path} ") and "\n" not in said
+        elif source.encoded(sample) == original.encoded(sample) and np.array_equal(pixels, original.pixels(sample)):
+            assert np.array_equal(loaded.images[sample], sound.images[sample]), (path, sample)
+            continue
+        else:
+            assert close(loaded.images[sample], pixels), (path, sample)
+        wrong += 1
     return wrong
 
 
-def check_mutants(base: Base, folder: Path, mutants: int, wanted: int) -> None:
-    """All structural and many random mutants; some that survive the check of the structure are loaded."""
+def check_mutants(base: Base, folder: Path, mutants: int, wanted: int) -> list[bytes]:
+    """All structural and many random mutants; returns some that survive the check of the structure."""
     names: list[str] = []
     contents: set[int] = set()
 
@@ -106,19 +125,68 @@ def check_mutants(base: Base, folder: Path, mutants: int, wanted: int) -> None:
     passed, kept = survivors(base, counted(random(base, mutants - len(names), seed=1)), folder, wanted)
     assert (len(names), len(contents), len(kept)) == (mutants, mutants, wanted)
     assert passed < 0.7 * mutants
-    assert load_survivors(base, kept, folder) > 0  # or the survivors would not be worth loading
+    return kept
 
 
-def test_damaged_files(base: Base, tmp_path: Path) -> None:
-    """516 files: with a sidecar all are refused; without one, the structural ones are."""
+def check_ffcv(base: Base, folder: Path, contents: list[bytes], pictures: list[np.ndarray]) -> None:
+    """The loader ffcv reads our file, one of FFCV's own writer, and survivors."""
+    theirs, paths = folder / "theirs.beton", []
+    for number, content in enumerate(contents):
+        paths.append(folder / f"survivor-{number}.beton")
+        paths[-1].write_bytes(content)
+    sound, foreign, *loaded = run_ffcv(folder, [base.path, theirs, *paths], write=(theirs, pictures))
+    check_sound(base.path, sound)
+    checked = validate(theirs)
+    assert (checked.images, checked.sha256) == (len(pictures), None)
+    check_sound(theirs, foreign)
+    check_foreign(theirs, pictures)
+    wrong = [check_survivor(path, one, base.path, sound) for path, one in zip(paths, loaded, strict=True)]
+    assert sum(wrong) > 0 and any(one.errors for one in loaded)  # or the survivors would not be worth loading
+
+
+def check_foreign(path: Path, pictures: list[np.ndarray]) -> None:
+    """Our source reads what FFCV's writer has written."""
+    source, structure = BetonSource.open(path), read_structure(path)
+    assert source.labels.tolist() == [3 * number + 1 for number in range(len(pictures))]
+    assert 5 < np.count_nonzero(structure.modes == JPEG) < len(pictures) - 5
+    for sample, image in enumerate(pictures):
+        pixels = source.pixels(sample)
+        assert pixels.shape == image.shape == (source.heights[sample], source.widths[sample], 3)
+        if structure.modes[sample] == RAW:
+            assert np.array_equal(pixels, image)
+        else:
+            assert np.abs(pixels.astype(int) - image).mean() < 4
+    assert len(set((structure.places // (1 << 21)).tolist())) > 2  # pages, of two processes
+
+
+def test_damaged_and_foreign_files(base: Base, tmp_path: Path) -> None:
+    """516 files: with a sidecar all are refused; without one, the structural ones are. One process compiles FFCV."""
     pytest.importorskip("ffcv")
-    check_mutants(base, tmp_path, MUTANTS, SURVIVORS)
+    kept = check_mutants(base, tmp_path, MUTANTS, SURVIVORS)
+    check_ffcv(base, tmp_path, kept, [picture(number) for number in range(50)])
 
 
 @pytest.mark.slow
 def test_many_damaged_files(base: Base, tmp_path: Path) -> None:
     pytest.importorskip("ffcv")
-    check_mutants(base, tmp_path, MUTANTS_AT_NIGHT, SURVIVORS_AT_NIGHT)
+    kept = check_mutants(base, tmp_path, MUTANTS_AT_NIGHT, SURVIVORS_AT_NIGHT)
+    check_ffcv(base, tmp_path, kept, [picture(number) for number in range(50)])
+
+
+@pytest.mark.parametrize(("side", "fits"), [(13_377, True), (13_378, False), (65_535, False)])
+def test_an_image_has_no_more_pixels_than_a_decoder_may_allocate(
+    base: Base, tmp_path: Path, side: int, fits: bool
+) -> None:
+    """A kilobyte may claim 4 billion of them, and every thread would make room."""
+    row, content = base.of_mode(JPEG)[2], bytearray(base.content)
+    claim(base, row, side, content)
+    path = tmp_path / "train.beton"
+    path.write_bytes(content)
+    if fits:
+        validate(path)
+    else:
+        with pytest.raises(DataError, match=f"record {row} has {side}x{side} pixels, more than"):
+            validate(path)
 
 
 def test_a_sound_file_passes(base: Base, tmp_path: Path) -> None:

@@ -40,10 +40,11 @@ class Case:
 
 QUICK = (
     *(Case("resident", 0, 1), Case("resident", 0, 2)),
-    *(Case("torch", 0, 1), Case("torch", 2, 2)),
-    *(Case("dali", 1, 2), Case("dali", 3, 1)),
-    *(Case("ffcv", 1, 1), Case("ffcv", 3, 2)),
+    Case("torch", 2, 2),
+    *(Case("dali", 0, 2), Case("dali", 1, 2), Case("dali", 3, 1)),
+    Case("ffcv", 1, 2),
 )
+SLOW_STARTERS = [pytest.param(name, marks=pytest.mark.slow) for name in ("torch", "ffcv")]
 RESUMED = (Case("resident", 0, 1), Case("dali", 3, 1))  # by loaders made anew, which takes seconds
 ALL = [
     pytest.param(case, id=str(case), marks=[] if case in QUICK else [pytest.mark.slow])
@@ -152,7 +153,7 @@ def test_the_same_batches_to_the_pixel(case: Case, png: Dataset) -> None:
             assert {loader.at for loader in loaders} == {(epoch + 1, 0)}
 
 
-@pytest.mark.parametrize("name", ["resident", "torch", "dali", "ffcv"])
+@pytest.mark.parametrize("name", ["resident", *SLOW_STARTERS, "dali"])
 def test_pngs_cropped_at_random_scales(name: str, png: Dataset) -> None:
     """The same crops, but for how filters round: two levels at a pixel, a tenth of one on average of each image."""
     check_scaled(Case(name, 1, 1), png, at_a_pixel=2, on_average=0.2)
@@ -171,7 +172,7 @@ def check_scaled(case: Case, data: Dataset, *, at_a_pixel: int, on_average: floa
         for a, b in zip(loader.epoch(1, start=1), list(expected(data, 1, RESIZED, 12))[1:], strict=True):
             assert torch.equal(a.index, b.index)
             assert torch.equal(a.label, b.label)
-            assert a.image.float().std(dim=(1, 2, 3)).min() > 5  # they are photographs, not planes
+            assert a.image.float().std(dim=(1, 2, 3)).median() > 10  # they are photographs, not planes
             apart = (a.image.int() - b.image.int()).abs()
             assert apart.max() <= at_a_pixel
             assert apart.float().mean(dim=(1, 2, 3)).max() <= on_average
