@@ -48,7 +48,7 @@ def refused(capsys: pytest.CaptureFixture[str], words: list[str]) -> str:
         (["--lr", "0.1"], ["no option '--lr': did you mean --optimizer.lr?"]),
         (["--optimizer.milestones", "3"], ["did you mean --schedule.milestones?"]),
         (["--optimiser.lrr=1"], ["did you mean --optimizer.lr?"]),
-        (["--name", "resnet8"], ["did you mean --data.name or --model.name?"]),
+        (["--name", "resnet8"], ["did you mean --data.name or --loader.name or --model.name?"]),
         (["--m", "3"], ["no option '--m': did you mean --method or "]),
         (["--frob", "3"], ["no option '--frob': see `hardfast train digits --help`"]),
         # Counts of nothing.
@@ -82,8 +82,8 @@ def refused(capsys: pytest.CaptureFixture[str], words: list[str]) -> str:
         (["--model.name", "timm:"], ["model.name 'timm:'", "timm:NAME"]),
         (["--model.name", "../net"], ["model.name '../net'", "package.module:factory"]),
         (["--model.name", "resnet18", "--model.no-final-bn"], ["model.final-bn", "preact_resnet18 only"]),
-        # A data set whose images there is no loader for.
-        (["--data.name", "imagenet"], ["data.name imagenet", "--data.name synthetic"]),
+        # A data set whose licence forbids fetching it.
+        (["--data.name", "imagenet"], ["imagenet was not found", "register at", "hardfast data prepare imagenet"]),
     ],
 )
 def test_wrong_training(words: list[str], parts: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
