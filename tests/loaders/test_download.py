@@ -296,6 +296,8 @@ def test_more_than_was_published_is_refused(
     size, checked = len(handler.content), []
     with pytest.raises(DataError, match=f"or more, and it has {size - 1} at most"):
         fetch(address, tmp_path / "x", check=checked.append, largest=size - 1)
+    with pytest.raises(DataError, match=f"sends {size if tells_length else 1 << 16} bytes or more, and it has 9"):
+        fetch(address, tmp_path / "x", check=checked.append, largest=9)
     assert left_in(tmp_path) == []
     fetch(address, tmp_path / "x", check=checked.append, largest=size)
     assert len(checked) == 1

@@ -440,6 +440,10 @@ def test_what_has_changed_is_said_and_decoded(folder: Path) -> None:
         f"1 changed, like {folder}/cat/2.png"
     )
     assert source.heights.tolist() == [24] * 6 + [30]
+    path.write_bytes(sound + b"1")  # which decoders ignore
+    assert "1 changed" in FolderSource.refreshed(folder).changes
+    path.write_bytes(sound + b"2")
+    assert FolderSource.refreshed(folder).changes == f"since {folder} was indexed: 1 changed, like {path}"
     assert FolderSource.refreshed(folder).changes == ""
     (folder / INDEX_NAME).write_bytes(b"x")
     assert "could not be used" in FolderSource.refreshed(folder).changes
