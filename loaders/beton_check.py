@@ -16,6 +16,7 @@ from .beton_format import (
     JPEG,
     LARGEST_PAGE,
     MOST_CLASSES,
+    MOST_PIXELS,
     RAW,
     RECORD,
     RECORDS_START,
@@ -168,6 +169,7 @@ def _check_records(path: Path, records: npt.NDArray[np.void], sizes: Integers) -
     for bad, what in (
         ((mode != JPEG) & (mode != RAW), "is of unknown mode {mode}"),
         ((height == 0) | (width == 0), "has no pixels: {width}x{height}"),
+        (height * width > MOST_PIXELS, "has {width}x{height} pixels, more than any image of a training set"),
         ((mode == RAW) & (sizes != 3 * height * width), "is {width}x{height} pixels in {size} bytes"),
         ((label < 0) | (label >= MOST_CLASSES), "has the label {label}"),
     ):

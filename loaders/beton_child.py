@@ -1,16 +1,16 @@
 """The process that writes a .beton file: `python -m hardfast.loaders.beton_child JOB`, started by `beton_writer`.
 
-It tells its parent what it does in lines of JSON on standard output: {"written": images}, {"compared": images}, and at
-the end {"sha256": ..., "images": ...} or {"error": what to tell the user}.
+It tells its parent what it does in lines of JSON on standard output: {"written": 0} when it begins, then
+{"written": images}, {"compared": images}, and at the end {"sha256": ..., "images": ...} or {"error": what to tell the
+user}. Its parent holds the lock on the file, and this process too, so that it lasts until both have ended.
 """
 
 from __future__ import annotations
 
-import ctypes
 import json
 import mmap
 import os
-import signal
+import select
 import sys
 import time
 from collections.abc import Callable
@@ -22,10 +22,10 @@ import numpy as np
 import numpy.typing as npt
 
 from .beton_records import verify_records, write_records
+from .child_process import die_with_parent
 from .errors import DataError
 from .source import ImageSource, Place, open_source
 
-PR_SET_PDEATHSIG = 1
 REPORT_SECONDS = 0.1
 
 
@@ -85,19 +85,20 @@ def _counter(tell: Callable[[dict[str, Any]], None], key: str) -> Callable[[int]
     return advance
 
 
-def _end_with_parent(path: Path) -> None:
+def _end_with_parent() -> None:
     """Waits until nobody holds the other end of standard input, which nobody writes to, and ends this process.
 
-    An interrupt may drop the parent's handle on this process before the parent could end it.
+    An interrupt may drop the parent's handle on this process before the parent could end it. What is written so far
+    stays, for the next writer to remove: by now the file may be another process's.
     """
     os.read(0, 1)
-    path.unlink(missing_ok=True)
     os._exit(1)
 
 
 def _write(job: dict[str, Any], path: Path, tell: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
     source = _source(job)
     written, compared = _counter(tell, "written"), _counter(tell, "compared")
+    tell({"written": 0})
     digests = write_records(source, path, max_side=job["max_side"], workers=job["workers"], advance=written)
     found = verify_records(path, digests, compared)
     if found is None:
@@ -108,11 +109,11 @@ def _write(job: dict[str, Any], path: Path, tell: Callable[[dict[str, Any]], Non
 def main() -> None:
     """Does the job of the command line, and dies with the parent whatever happens to it."""
     job = json.loads(sys.argv[1])
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != job["parent"]:  # it died before the line above
+    die_with_parent(job["parent"])
+    if select.select([0], [], [], 0)[0]:  # let go of before it began
         os._exit(1)
-    path = Path(f"{job['path']}.tmp-{os.getpid()}")
-    Thread(target=_end_with_parent, args=(path,), daemon=True).start()
+    Thread(target=_end_with_parent, daemon=True).start()
+    path = Path(job["temporary"])
     reports = os.dup(1)
     os.dup2(2, 1)  # what a library prints must not come between the lines of JSON
 

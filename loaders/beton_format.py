@@ -40,6 +40,7 @@ ALLOCATION = np.dtype([("sample", "<u8"), ("place", "<u8"), ("size", "<u8")])
 RECORDS_START = HEADER.itemsize + len(FIELDS) * FIELD.itemsize
 SMALLEST_PAGE, LARGEST_PAGE = 1 << 21, 1 << 31
 LARGEST_SIDE = (1 << 16) - 1  # of an image, in pixels
+MOST_PIXELS = 178_956_970  # of an image; Pillow takes more for an attack, and decoding takes 3 bytes for each
 MOST_CLASSES = 1 << 20  # a label beyond is taken for damage
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .beton_check import check_images, read_structure
-from .beton_format import JPEG, LARGEST_PAGE, LARGEST_SIDE, RAW, data_start, empty_tables, head, page_size
+from .beton_format import JPEG, LARGEST_SIDE, MOST_PIXELS, RAW, data_start, empty_tables, head, page_size
 from .beton_jpeg import jpeg_size
 from .errors import DataError
 from .image_folder import decode_rgb
@@ -87,7 +87,7 @@ def _smaller(pixels: npt.NDArray[np.uint8], side: int) -> bytes:
 def write_records(
     source: ImageSource, path: Path, *, max_side: int | None, workers: int, advance: Callable[[int], object]
 ) -> list[bytes]:
-    """Writes all images of a source to a new file and makes sure that it is on the disk.
+    """Writes all images of a source to a file, which is emptied, and makes sure that they are on the disk.
 
     The bytes depend on the source and `max_side` alone. Images are read and decoded in `workers` threads.
 
@@ -107,7 +107,7 @@ def write_records(
     place = start = data_start(samples, page)
     digests: list[bytes] = []
     synced = 0
-    with path.open("xb") as file:
+    with path.open("wb") as file:
         file.seek(start)
         for sample, record in enumerate(_in_order(source, page, max_side, workers)):
             size = len(record.content)
@@ -152,13 +152,13 @@ def _largest(source: ImageSource, max_side: int | None) -> int:
         small = np.ceil(np.minimum(height, width) * (max_side / np.maximum(longer, 1))).astype(np.int64) + 1
         height, width = np.where(over, max_side, height), np.where(over, small, width)
     largest = int(np.argmax(height * width))
-    size = 3 * int(height[largest]) * int(width[largest])
-    if size > LARGEST_PAGE:
+    pixels = int(height[largest]) * int(width[largest])
+    if pixels > MOST_PIXELS:
         raise DataError(
-            f"{source.name(largest)} has {width[largest]}x{height[largest]} pixels, which are more than "
-            f"{LARGEST_PAGE} bytes: give a largest side to scale it down to"
+            f"{source.name(largest)} has {width[largest]}x{height[largest]} pixels, and {MOST_PIXELS} are the most: "
+            "give a largest side to scale it down to"
         )
-    return size
+    return 3 * pixels
 
 
 def _in_order(source: ImageSource, limit: int, max_side: int | None, workers: int) -> Iterator[Record]:

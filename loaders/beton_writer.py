@@ -7,17 +7,19 @@ import os
 import select
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
-from .beton import sidecar
+from .beton import digests_beside, validate
+from .beton_origin import Origin, checked_images, fingerprint, origin_of
+from .beton_publish import locked, publish, temporary
+from .child_process import command, environment, process_state
 from .dataset import Split
 from .errors import DataError
 from .progress import progress
@@ -25,8 +27,13 @@ from .source import ImageSource, Place, open_source
 
 CHILD = "hardfast.loaders.beton_child"
 PATIENCE_SECONDS = 60.0
+START_SECONDS = 120.0  # for a process to import torch, on whatever disk that lies
 STOPPED_SECONDS = 1.0
 POLL_SECONDS = 0.2
+HINTS = {
+    signal.SIGKILL: ", perhaps because memory ran out",
+    signal.SIGBUS: ", since a mapped file could not be read: check the disk, and that nothing cuts files short",
+}
 
 
 def write_beton(
@@ -39,11 +46,12 @@ def write_beton(
     quiet: bool = False,
     patience: float = PATIENCE_SECONDS,
 ) -> str:
-    """Writes images and labels to a .beton file and its sha256 to NAME.beton.sha256 beside it.
+    """Writes images and labels to a .beton file, and beside it NAME.beton.sha256 and what it was made of.
 
     Plain JPEGs (8 bits, grey or colour, Huffman coded) are stored as they are, all other images as plain pixels.
-    A process of its own writes NAME.beton.tmp-PID, reads it back and compares it with the source; only then it gets its
-    name, so nobody ever sees a part of a file. What a writer that was killed has left is removed by the next one.
+    A process of its own writes NAME.beton.tmp, reads it back and compares it with the source; only then it gets its
+    name, so nobody ever sees a part of a file. What a writer that was killed has left is used up by the next one.
+    Where the file `is_current`, nothing is written.
 
     Args:
         source: an image folder, a .beton file or a split in memory (1 or 3 channels), in the order of the records.
@@ -53,7 +61,7 @@ def write_beton(
             quality 90, 4:2:0.
         workers: threads that read and decode; by default one for each core, at most 16.
         quiet: no progress bar.
-        patience: seconds without any progress after which the process is given up.
+        patience: seconds without any progress after which the process is given up, once it has begun.
 
     Returns:
         The sha256 of the file.
@@ -67,9 +75,13 @@ def write_beton(
     if isinstance(source, Place):
         source = open_source(source)
     path = path.absolute()
+    made_of = fingerprint(source)
+    if is_current(path, made_of, max_side, quiet=quiet):
+        return digests_beside(path)[0]
     job: dict[str, Any] = {
         "parent": os.getpid(),
         "path": str(path),
+        "temporary": str(temporary(path)),
         "max_side": max_side,
         "workers": workers or min(16, len(os.sched_getaffinity(0))),
     }
@@ -77,50 +89,65 @@ def write_beton(
     bar = progress(total, label, unit="images", plain=f"{label}, {len(source)} images, to {path}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _remove_remains(path)
-        with nullcontext(lambda done: None) if quiet else bar as advance:
+        with locked(path) as lock, nullcontext(lambda done: None) if quiet else bar as advance:
             if isinstance(source, Split):
                 job |= into_memory(source)
             else:
                 job |= {"kind": source.place.kind, "place": source.place.path}
             try:
-                return _supervise(job, path, advance, patience)
+                digest = _supervise(job, path, lock, advance, patience)
+                publish(path, digest, None if made_of is None else Origin(made_of, max_side))
             finally:
+                temporary(path).unlink(missing_ok=True)
                 if "memory" in job:
                     os.close(job["memory"])
+        return digest
     except OSError as error:
         raise DataError(f"{path} cannot be written ({error.strerror}): check the disk and the folder") from None
 
 
+def is_current(path: Path, source: str | None, max_side: int | None, *, quiet: bool = False) -> bool:
+    """Whether a file is what `write_beton` would write again; before the answer is yes, all of it is read and checked.
+
+    Args:
+        path: the .beton file.
+        source: the `fingerprint` of the images; where that is None, the answer is no.
+        max_side: pixels that the longer side of an image has at most.
+        quiet: no progress bar.
+    """
+    if source is None or origin_of(path) != Origin(source, max_side):
+        return False
+    try:
+        return validate(path, quiet=quiet).sha256 is not None
+    except DataError:
+        return False
+
+
 def into_memory(split: Split) -> dict[str, Any]:
     """Copies a split into a file in memory, of which nothing stays when its last process has ended."""
-    images = split.images.numpy(force=True)
-    shape = images.shape
-    if images.dtype != np.uint8 or len(shape) != 4 or shape[3] not in (1, 3):
-        raise DataError(f"images of {images.dtype} {list(shape)} cannot be written: give uint8 [N, H, W, 1 or 3]")
+    images = checked_images(split.images)
     descriptor = os.memfd_create("hardfast-split")
     with open(descriptor, "wb", closefd=False) as file:
         file.write(split.labels.numpy(force=True).astype("<i8").tobytes())
         file.write(np.ascontiguousarray(images).data)
-    return {"memory": descriptor, "shape": list(shape)}
+    return {"memory": descriptor, "shape": list(images.shape)}
 
 
-def _supervise(job: dict[str, Any], path: Path, advance: Callable[[int], object], patience: float) -> str:
-    """Runs the process that writes, and gives its file the name once it says that all is well."""
+def _supervise(job: dict[str, Any], path: Path, lock: int, advance: Callable[[int], object], patience: float) -> str:
+    """Runs the process that writes, until it says that all is well; returns the sha256 of what it wrote."""
     process = None
     with tempfile.TemporaryFile() as log:
         try:
             process = subprocess.Popen(
-                [sys.executable, "-P", "-m", CHILD, json.dumps(job)],
+                [*command(CHILD), json.dumps(job)],
+                env=environment(),
                 stdin=subprocess.PIPE,  # closed by whatever ends this process or drops its handle on the other
                 stdout=subprocess.PIPE,
                 stderr=log,
                 start_new_session=True,  # Ctrl-C reaches this process alone, which then ends the other
-                pass_fds=(job["memory"],) if "memory" in job else (),
+                pass_fds=(lock, job["memory"]) if "memory" in job else (lock,),
             )
-            digest = _follow(process, path, log, advance, patience)
-            _publish(_temporary(path, process.pid), path, digest)
-            return digest
+            return _follow(process, path, log, advance, patience)
         finally:
             if process is not None:
                 process.kill()
@@ -128,7 +155,6 @@ def _supervise(job: dict[str, Any], path: Path, advance: Callable[[int], object]
                 for pipe in (process.stdin, process.stdout):
                     if pipe is not None:
                         pipe.close()
-                _temporary(path, process.pid).unlink(missing_ok=True)
 
 
 def _follow(
@@ -147,11 +173,12 @@ def _follow(
     pipe, rest = process.stdout.fileno(), b""
     counts = {"written": 0, "compared": 0}
     heard = running = time.monotonic()
+    begun = False
     while True:
         if select.select([pipe], [], [], POLL_SECONDS)[0]:
             received = os.read(pipe, 1 << 16)
             if not received:
-                raise DataError(_obituary(process, path, log))
+                raise DataError(obituary(process, path, log))
             *lines, rest = (rest + received).split(b"\n")
             heard = time.monotonic()
             for message in map(json.loads, lines):
@@ -160,6 +187,7 @@ def _follow(
                 if "sha256" in message:
                     advance(2 * message["images"] - sum(counts.values()))
                     return str(message["sha256"])
+                begun = True
                 for phase, count in message.items():
                     advance(count - counts[phase])
                     counts[phase] = count
@@ -168,85 +196,22 @@ def _follow(
             running = now
         if now - running > STOPPED_SECONDS:
             raise DataError(f"{path} was not written: process {process.pid} that wrote it was stopped, start again")
-        if now - heard > patience:
+        if now - heard > (patience if begun else max(patience, START_SECONDS)):
+            at = f"after {counts['written']} images" if begun else "at its start"
             raise DataError(
-                f"{path} was not written: process {process.pid} made no progress in {patience:g} s; check that the "
-                "disks respond and start again"
+                f"{path} was not written: process {process.pid} made no progress {at} in {now - heard:.0f} s; check "
+                "that the disks respond and start again"
             )
 
 
-def _obituary(process: subprocess.Popen[bytes], path: Path, log: IO[bytes]) -> str:
-    """Why the process has ended without a word."""
+def obituary(process: subprocess.Popen[bytes], path: Path, log: IO[bytes]) -> str:
+    """Why the process that wrote a file has ended without a word; `log` is what it printed."""
     status = process.wait()
     if status < 0:
-        cause = f"was killed by {signal.Signals(-status).name}, perhaps because memory ran out"
+        sent = signal.Signals(-status)
+        cause = f"was killed by {sent.name}{HINTS.get(sent, '')}"
     else:
         log.seek(0)
         lines = log.read().decode(errors="replace").strip().splitlines()
         cause = f"ended with status {status} ({lines[-1] if lines else 'without a message'})"
     return f"{path} was not written: process {process.pid} that wrote it {cause}; start again"
-
-
-def _temporary(path: Path, process: int) -> Path:
-    return path.with_name(f"{path.name}.tmp-{process}")
-
-
-def _publish(temporary: Path, path: Path, digest: str) -> None:
-    """Gives a verified file its name. At any moment the sidecar is that of the file, or there is none."""
-    beside = sidecar(path)
-    part = _temporary(beside, os.getpid())
-    beside.unlink(missing_ok=True)
-    _sync_folder(path.parent)
-    temporary.replace(path)
-    try:
-        with part.open("w", encoding="utf-8") as file:
-            file.write(f"{digest}  {path.name}\n")
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(beside)
-    finally:
-        part.unlink(missing_ok=True)
-    _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def process_state(process: int) -> str | None:
-    """The letter that Linux has for what a process does (`T` is stopped); None where there is none of that number."""
-    try:
-        return Path(f"/proc/{process}/stat").read_text(errors="replace").rpartition(")")[2].split()[0]
-    except (OSError, IndexError):
-        return None
-
-
-def _remove_remains(path: Path) -> None:
-    """Removes what earlier writers of the same file have left that were killed together with their parents.
-
-    Raises:
-        DataError: one of them is still writing.
-    """
-    for entry in list(os.scandir(path.parent)):
-        for name in (path.name, sidecar(path).name):
-            number = entry.name.removeprefix(f"{name}.tmp-")
-            if number == entry.name or not number.isdecimal():
-                continue
-            if _is_writer(int(number)):
-                raise DataError(f"{path} is being written by process {number}: wait until it has ended")
-            with suppress(FileNotFoundError):
-                os.unlink(entry.path)
-
-
-def _is_writer(process: int) -> bool:
-    """Whether that process writes a .beton file, and does not only have the number of one that did."""
-    if process_state(process) in (None, "Z", "X"):
-        return False
-    try:
-        return CHILD.encode() in Path(f"/proc/{process}/cmdline").read_bytes()
-    except OSError:
-        return False
