@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from .errors import DataError, LoaderDied
     from .loader_options import LoaderOptions
     from .order import Order, check_batch_size
-    from .prepare import prepare
+    from .preparation import prepare
     from .resident import ResidentLoader
     from .resize import resized
     from .streamed import StreamedSplit, in_memory
@@ -42,7 +42,7 @@ HOMES = {
     "LoaderOptions": "loader_options",
     "Order": "order",
     "check_batch_size": "order",
-    "prepare": "prepare",
+    "prepare": "preparation",
     "ResidentLoader": "resident",
     "resized": "resize",
     "StreamedSplit": "streamed",
@@ -82,5 +82,5 @@ def __getattr__(name: str) -> Any:
     if name not in HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(import_module(f".{HOMES[name]}", __name__), name)
-    globals()[name] = value  # `prepare` is also the name of its module
+    globals()[name] = value
     return value

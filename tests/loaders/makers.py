@@ -8,14 +8,16 @@ import io
 import struct
 import tarfile
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
+from hardfast.loaders import DataError
 from hardfast.loaders.cifar import CIFAR10, CIFAR100, PIXEL_BYTES, Cifar
 from hardfast.loaders.fashion_mnist import IdxFile
 from hardfast.loaders.imagenet import Archive, ImageNet
@@ -236,3 +238,18 @@ def write_imagenet_archives(folder: Path, members: dict[str, dict[str, bytes]]) 
         content = write_tar(folder / name, files).read_bytes()
         archives[part] = Archive(name, hashlib.md5(content).hexdigest())
     return replace(SMALL_IMAGENET, **archives)
+
+
+def refused(call: Callable[[], object], message: str) -> str:
+    """What a call says that must raise a DataError of one line."""
+    with pytest.raises(DataError, match=message) as error:
+        call()
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def small_imagenet(root: Path) -> ImageNet:
+    """Its folders, as somebody else has unpacked them."""
+    for split, count in (("train", 4), ("val", 2)):
+        write_photographs(root / "imagenet" / split, classes=WNIDS, per_class=count, size=None, suffix="JPEG")
+    return SMALL_IMAGENET
