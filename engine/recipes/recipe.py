@@ -210,4 +210,5 @@ def from_json(text: str, source: str) -> Recipe:
     Raises:
         UsageError: naming the first field that is missing, unknown, of another type, or out of range.
     """
-    return strict_json.load(Recipe, text, source, error=UsageError, fix="restore the file, or, if an older version wrote it, choose another --out")
+    fix = "restore the file or, if an older version wrote it, choose another --out"
+    return strict_json.load(Recipe, text, source, error=UsageError, fix=fix)
