@@ -73,7 +73,7 @@ def prepared_images(names: Sequence[LoaderName], count: int, *, photographs: boo
     if not photographs or why_no_photographs() is not None:
         yield Images(count, "random")
         return
-    from ..loaders.beton_writer import write_beton
+    from ..loaders.beton.writer import write_beton
     from ..loaders.image_folder import FolderSource
     from ..loaders.streamed import StreamedSplit
 
@@ -142,7 +142,7 @@ def _in_memory(images: Images, size: tuple[int, int], classes: int, *, cropped: 
 def _streaming(
     images: Images, backend: BackendName, size: tuple[int, int], workers: int, device: torch.device, batch: int
 ) -> Loader:
-    from ..loaders.beton import BetonSource
+    from ..loaders.beton.source import BetonSource
     from ..loaders.image_folder import FolderSource
     from ..loaders.streamed import StreamedSplit
     from ..loaders.streaming.loader import StreamingLoader

@@ -10,8 +10,8 @@ from typing import Literal
 import torch
 
 from .batch import Loader
-from .beton import validate
-from .beton_split import beton_split
+from .beton.source import validate
+from .beton.split import beton_split
 from .crops import Augmentation
 from .dataset import Dataset, Split
 from .errors import DataError

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 
 from ..kernels import Purpose
-from .beton import BetonSource, sidecar, validate
+from .beton.source import BetonSource, sidecar, validate
 from .dataset import Published, cut
 from .errors import DataError, MissingDataError
 from .folder_index import is_image, shown, visible

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from .beton_writer import write_beton
+from .beton.writer import write_beton
 from .dataset import Published, Split
 from .datasets import DataOptions, Entry, entry_of
 from .errors import DataError, MissingDataError

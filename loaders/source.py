@@ -62,6 +62,6 @@ def open_source(place: Place) -> ImageSource:
         from .image_folder import FolderSource
 
         return FolderSource.open(Path(place.path))
-    from .beton import BetonSource
+    from .beton.source import BetonSource
 
     return BetonSource.open(Path(place.path))

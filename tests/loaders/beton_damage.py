@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from hardfast.loaders.beton_check import Structure, read_structure
-from hardfast.loaders.beton_format import ALLOCATION, FIELD, HEADER, JPEG, RAW, RECORD, RECORDS_START, head
+from hardfast.loaders.beton.check import Structure, read_structure
+from hardfast.loaders.beton.format import ALLOCATION, FIELD, HEADER, JPEG, RAW, RECORD, RECORDS_START, head
 
 Change = Callable[[bytearray], None]
 BLOCK = 4096  # bytes that a file system writes or loses together

@@ -13,9 +13,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from hardfast.loaders.beton_origin import Origin
-from hardfast.loaders.beton_publish import publish
-from hardfast.loaders.beton_writer import write_beton
+from hardfast.loaders.beton.origin import Origin
+from hardfast.loaders.beton.publish import publish
+from hardfast.loaders.beton.writer import write_beton
 from hardfast.loaders.source import Place
 
 ACTIONS = ("open", "os.remove", "os.rename")  # names of Python's audit events, which come before what they tell

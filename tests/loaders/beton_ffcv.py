@@ -50,7 +50,7 @@ def load(paths: list[str], size: tuple[int, int]) -> dict[str, np.ndarray]:
     from ffcv.memory_managers import OSCacheManager
     from ffcv.reader import Reader
 
-    from hardfast.loaders.beton import BetonSource
+    from hardfast.loaders.beton.source import BetonSource
     from hardfast.loaders.streaming.ffcv_backend import FfcvBackend
     from hardfast.loaders.streaming.spec import FeedSpec
 

@@ -14,12 +14,12 @@ import numpy as np
 import torch
 from PIL import Image
 
-from hardfast.loaders.beton import sidecar
-from hardfast.loaders.beton_child import MemorySource
-from hardfast.loaders.beton_origin import Origin, fingerprint
-from hardfast.loaders.beton_publish import publish, temporary
-from hardfast.loaders.beton_records import write_records
-from hardfast.loaders.beton_writer import into_memory
+from hardfast.loaders.beton.child import MemorySource
+from hardfast.loaders.beton.origin import Origin, fingerprint
+from hardfast.loaders.beton.publish import publish, temporary
+from hardfast.loaders.beton.records import write_records
+from hardfast.loaders.beton.source import sidecar
+from hardfast.loaders.beton.writer import into_memory
 from hardfast.loaders.dataset import Split
 from hardfast.loaders.image_folder import FolderSource
 from hardfast.loaders.source import ImageSource

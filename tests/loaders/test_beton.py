@@ -25,16 +25,16 @@ pytest.importorskip("PIL")
 from PIL import Image
 
 from hardfast.kernels import Purpose
-from hardfast.loaders.beton import BetonSource, sidecar, validate
-from hardfast.loaders.beton_check import read_structure
-from hardfast.loaders.beton_child import MemorySource
-from hardfast.loaders.beton_format import JPEG, LARGEST_PAGE, RAW, page_size
-from hardfast.loaders.beton_jpeg import jpeg_size
-from hardfast.loaders.beton_origin import Origin, fingerprint, origin_file, origin_of
-from hardfast.loaders.beton_publish import locked, publish, temporary
-from hardfast.loaders.beton_records import make_record, verify_records, write_records
-from hardfast.loaders.beton_split import beton_split
-from hardfast.loaders.beton_writer import is_current, obituary, write_beton
+from hardfast.loaders.beton.check import read_structure
+from hardfast.loaders.beton.child import MemorySource
+from hardfast.loaders.beton.format import JPEG, LARGEST_PAGE, RAW, page_size
+from hardfast.loaders.beton.jpeg import jpeg_size
+from hardfast.loaders.beton.origin import Origin, fingerprint, origin_file, origin_of
+from hardfast.loaders.beton.publish import locked, publish, temporary
+from hardfast.loaders.beton.records import make_record, verify_records, write_records
+from hardfast.loaders.beton.source import BetonSource, sidecar, validate
+from hardfast.loaders.beton.split import beton_split
+from hardfast.loaders.beton.writer import is_current, obituary, write_beton
 from hardfast.loaders.child_process import process_state
 from hardfast.loaders.dataset import Dataset, Split, cut_places
 from hardfast.loaders.errors import DataError, MissingDataError
@@ -47,7 +47,7 @@ from .processes import alive, descendants, identify, within
 from .sources import slow_jpeg
 
 PATIENCE = 5.0  # seconds in which a fault must have become an error
-CHILD = b"hardfast.loaders.beton_child"
+CHILD = b"hardfast.loaders.beton.child"
 START_SECONDS = 60.0  # for a process to import torch on a busy machine
 
 

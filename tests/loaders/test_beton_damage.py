@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hardfast.loaders.beton import BetonSource, sidecar, validate
-from hardfast.loaders.beton_check import read_structure
-from hardfast.loaders.beton_format import JPEG, RAW, empty_tables, head
+from hardfast.loaders.beton.check import read_structure
+from hardfast.loaders.beton.format import JPEG, RAW, empty_tables, head
+from hardfast.loaders.beton.source import BetonSource, sidecar, validate
 from hardfast.loaders.errors import DataError
 
 pytest.importorskip("PIL")
@@ -293,7 +293,7 @@ def test_numbers_of_a_hostile_file_take_no_memory(base: Base, tmp_path: Path) ->
 
 def test_padded_jpegs_differ_in_size_alone(base: Base) -> None:
     """What the mutants put in a JPEG's place is a sound JPEG."""
-    from hardfast.loaders.beton_jpeg import jpeg_size
+    from hardfast.loaders.beton.jpeg import jpeg_size
 
     for size, length in itertools.product(((8, 8), (64, 96)), (8_000, 130_000)):
         content = padded_jpeg(size, length)

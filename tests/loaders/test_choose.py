@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from hardfast.loaders import Augmentation, DataError, DataOptions, LoaderOptions, StreamedSplit, open_dataset
-from hardfast.loaders.beton import sidecar
+from hardfast.loaders.beton.source import sidecar
 from hardfast.loaders.choose import Choice, choose_loader, make_loader
 from hardfast.loaders.dataset import Dataset
 
@@ -48,7 +48,7 @@ def chosen(
 
 @pytest.fixture(scope="module")
 def written(folder: Path) -> Path:
-    from hardfast.loaders.beton_writer import write_beton
+    from hardfast.loaders.beton.writer import write_beton
     from hardfast.loaders.image_folder import FolderSource
 
     path = folder.parent / "train.beton"

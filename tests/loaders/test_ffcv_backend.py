@@ -21,10 +21,10 @@ pytest.importorskip("ffcv", exc_type=ImportError)
 pytest.importorskip("sklearn")
 functional = pytest.importorskip("torchvision.transforms.v2.functional")
 
-from hardfast.loaders.beton import BetonSource  # noqa: E402
-from hardfast.loaders.beton_check import read_structure  # noqa: E402
-from hardfast.loaders.beton_format import ALLOCATION, JPEG  # noqa: E402
-from hardfast.loaders.beton_writer import write_beton  # noqa: E402
+from hardfast.loaders.beton.check import read_structure  # noqa: E402
+from hardfast.loaders.beton.format import ALLOCATION, JPEG  # noqa: E402
+from hardfast.loaders.beton.source import BetonSource  # noqa: E402
+from hardfast.loaders.beton.writer import write_beton  # noqa: E402
 from hardfast.loaders.errors import DataError  # noqa: E402
 from hardfast.loaders.source import Place  # noqa: E402
 from hardfast.loaders.streaming.spec import Decoded, FeedSpec  # noqa: E402

@@ -16,9 +16,9 @@ pytest.importorskip("sklearn")
 pytest.importorskip("scipy")
 
 from hardfast.loaders import REGISTRY, DataOptions, Split, StreamedSplit, find, open_dataset, prepare
-from hardfast.loaders.beton import BetonSource
-from hardfast.loaders.beton_split import beton_split
-from hardfast.loaders.beton_writer import write_beton
+from hardfast.loaders.beton.source import BetonSource
+from hardfast.loaders.beton.split import beton_split
+from hardfast.loaders.beton.writer import write_beton
 from hardfast.loaders.image_folder import FolderSource
 from hardfast.loaders.imagenet import read_imagenet
 from hardfast.loaders.own_images import check_labels

@@ -24,7 +24,7 @@ pytest.importorskip("PIL")
 pytest.importorskip("sklearn")
 
 from hardfast.loaders import Augmentation, DataError, LoaderDied
-from hardfast.loaders.beton import BetonSource
+from hardfast.loaders.beton.source import BetonSource
 from hardfast.loaders.image_folder import FolderSource
 from hardfast.loaders.source import ImageSource
 from hardfast.loaders.streamed import StreamedSplit

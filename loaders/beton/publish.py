@@ -23,9 +23,9 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
-from .beton import digests_beside, sidecar
-from .beton_origin import Origin, origin_file
-from .errors import DataError
+from ..errors import DataError
+from .origin import Origin, origin_file
+from .source import digests_beside, sidecar
 
 
 def temporary(path: Path) -> Path:

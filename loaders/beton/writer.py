@@ -16,16 +16,16 @@ from typing import IO, Any
 
 import numpy as np
 
-from .beton import digests_beside, validate
-from .beton_origin import Origin, checked_images, fingerprint, origin_of
-from .beton_publish import locked, publish, temporary
-from .child_process import command, environment, process_state
-from .dataset import Split
-from .errors import DataError
-from .progress import progress
-from .source import ImageSource, Place, open_source
+from ..child_process import command, environment, process_state
+from ..dataset import Split
+from ..errors import DataError
+from ..progress import progress
+from ..source import ImageSource, Place, open_source
+from .origin import Origin, checked_images, fingerprint, origin_of
+from .publish import locked, publish, temporary
+from .source import digests_beside, validate
 
-CHILD = "hardfast.loaders.beton_child"
+CHILD = "hardfast.loaders.beton.child"
 PATIENCE_SECONDS = 60.0
 START_SECONDS = 120.0  # for a process to import torch, on whatever disk that lies
 STOPPED_SECONDS = 1.0

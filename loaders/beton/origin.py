@@ -11,12 +11,12 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from .beton import digests_beside
-from .beton_jpeg import Integers
-from .dataset import Split
-from .errors import DataError
-from .image_folder import FolderSource
-from .source import ImageSource
+from ..dataset import Split
+from ..errors import DataError
+from ..image_folder import FolderSource
+from ..source import ImageSource
+from .jpeg import Integers
+from .source import digests_beside
 
 Digests = npt.NDArray[np.uint8]  # [N, 32]
 

@@ -10,13 +10,13 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 
-from .beton_check import Structure, check_images, check_zeros, read_structure
-from .beton_format import JPEG
-from .beton_jpeg import Integers
-from .errors import DataError
-from .image_folder import decode_rgb
-from .progress import progress
-from .source import Place
+from ..errors import DataError
+from ..image_folder import decode_rgb
+from ..progress import progress
+from ..source import Place
+from .check import Structure, check_images, check_zeros, read_structure
+from .format import JPEG
+from .jpeg import Integers
 
 HASH_CHUNK = 4 << 20
 LARGE = 1 << 30  # bytes of a file that is hashed with a progress bar

@@ -15,12 +15,12 @@ from typing import BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from .beton_check import check_images, read_structure
-from .beton_format import JPEG, LARGEST_SIDE, MOST_PIXELS, RAW, data_start, empty_tables, head, page_size
-from .beton_jpeg import jpeg_size
-from .errors import DataError
-from .image_folder import decode_rgb
-from .source import ImageSource
+from ..errors import DataError
+from ..image_folder import decode_rgb
+from ..source import ImageSource
+from .check import check_images, read_structure
+from .format import JPEG, LARGEST_SIDE, MOST_PIXELS, RAW, data_start, empty_tables, head, page_size
+from .jpeg import jpeg_size
 
 QUALITY, SUBSAMPLING = 90, 2  # of images that are scaled down: JPEG quality 90, colours at half resolution (4:2:0)
 VERIFIED_TOGETHER = 256  # images

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from .beton_format import (
+from ..errors import DataError, MissingDataError
+from .format import (
     ALLOCATION,
     FIELD,
     FIELDS,
@@ -24,8 +25,7 @@ from .beton_format import (
     VERSION,
     data_start,
 )
-from .beton_jpeg import FAULTS, FINE, Integers, check_jpegs
-from .errors import DataError, MissingDataError
+from .jpeg import FAULTS, FINE, Integers, check_jpegs
 
 CHUNK = 1 << 16  # images that are looked at together
 

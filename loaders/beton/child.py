@@ -1,4 +1,4 @@
-"""The process that writes a .beton file: `python -m hardfast.loaders.beton_child JOB`, started by `beton_writer`.
+"""The process that writes a .beton file: `python -m hardfast.loaders.beton.child JOB`, started by `writer.py`.
 
 It tells its parent what it does in lines of JSON on standard output: {"written": 0} when it begins, then
 {"written": images}, {"compared": images}, and at the end {"sha256": ..., "images": ...} or {"error": what to tell the
@@ -21,10 +21,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .beton_records import verify_records, write_records
-from .child_process import die_with_parent
-from .errors import DataError
-from .source import ImageSource, Place, open_source
+from ..child_process import die_with_parent
+from ..errors import DataError
+from ..source import ImageSource, Place, open_source
+from .records import verify_records, write_records
 
 REPORT_SECONDS = 0.1
 

@@ -9,13 +9,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from .beton import BetonSource
-from .beton_origin import combined, fingerprint, image_digests, origin_of
-from .dataset import Dataset, Split
-from .errors import DataError
-from .image_folder import FolderSource
-from .source import ImageSource
-from .streamed import StreamedSplit
+from ..dataset import Dataset, Split
+from ..errors import DataError
+from ..image_folder import FolderSource
+from ..source import ImageSource
+from ..streamed import StreamedSplit
+from .origin import combined, fingerprint, image_digests, origin_of
+from .source import BetonSource
 
 COMPARED = 32  # records of a file of unknown origin
 REENCODED = 12.0  # levels that a JPEG of the same image is off on average, at most

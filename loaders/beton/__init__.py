@@ -1,0 +1,1 @@
+"""FFCV's .beton files without FFCV: checked, read, written and published."""
