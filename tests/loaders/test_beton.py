@@ -408,7 +408,7 @@ def test_a_writer_that_is_stuck(stuck_source: FolderSource, tmp_path: Path) -> N
 
 
 def test_an_interrupt_ends_the_writer(folder: FolderSource, tmp_path: Path) -> None:
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a test process that works for another ignores it
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # pytest's worker processes ignore it
     try:
         with striking(signal.SIGINT, at_child=False) as struck, pytest.raises(KeyboardInterrupt):
             write_beton(folder, tmp_path / "train.beton", label="a", quiet=True)
