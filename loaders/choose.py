@@ -83,7 +83,7 @@ def choose_loader(
         why += f"; {data.beton.name} is there, but ffcv is not installed"
     if data.train.source.place.kind == "folder" and is_installed("nvidia.dali"):
         return Choice("dali", why)
-    return Choice("torch", f"{why}; neither a .beton with ffcv nor DALI is at hand, which would be faster")
+    return Choice("torch", f"{why}; neither a .beton with ffcv nor DALI is at hand")
 
 
 def _checked(choice: Choice, data: Dataset) -> Choice:

@@ -20,7 +20,7 @@ class LoaderOptions:
     name: LoaderName = "auto"
     """resident: all images on the device, decoded once. ffcv: from a .beton file, which `hardfast data prepare NAME
     --beton` writes. dali: from an image folder, decoded on the GPU where there is one. torch: from an image folder or a
-    .beton file, without further packages, the slowest. auto: resident where the images fit, else ffcv where there is a
+    .beton file, without further packages. auto: resident where the images fit, else ffcv where there is a
     .beton, else dali, else torch; the line at the start says which and why."""
 
     workers: int | None = None

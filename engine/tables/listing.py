@@ -207,7 +207,7 @@ def _data_commands(recipe: Recipe, train: str) -> list[str]:
     if data.fetch is not None:
         return [f"hardfast data prepare {recipe.data.name}", train]
     return [
-        f"hardfast data prepare {recipe.data.name} --beton  (says where to get it; --beton is for FFCV)",
+        f"hardfast data prepare {recipe.data.name} --beton  # says where to get it; --beton is for FFCV",
         train,
         "(on random images: add --data.name synthetic --data.synthetic.num-classes 1000)",
     ]
