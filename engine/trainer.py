@@ -51,7 +51,8 @@ def train(recipe: Recipe, out: Path | str, *, device: str = "auto") -> Outcome:
     Raises:
         UsageError: wrong options, or a folder that holds another run.
         Diverged: the loss or the weights are not finite any more.
-        DataError: the data set is missing or damaged.
+        DataError: the data set is missing or damaged; `LoaderDied`, one, if what decodes its images died. What was
+            trained until then is saved.
         CheckpointError: no checkpoint of the folder fits its config.json.
     """
     target, why = choose_device(device)
@@ -77,19 +78,21 @@ def train(recipe: Recipe, out: Path | str, *, device: str = "auto") -> Outcome:
         while run.at.epoch < recipe.epochs and not stop.requested:
             if run.unprepared:  # a stage with images of another size has begun
                 _prepare(run)
-            began = time.perf_counter()
+            began, saved = time.perf_counter(), run.at.total
             try:
                 with run.execution.numerics():
                     ended = train_epoch(run, stop)
+                if ended:
+                    end_epoch(run, folder, began)
+                else:
+                    with run.execution.numerics():
+                        run.renew_statistics()
             except DataError:  # its loader gave up between two steps: what was trained is whole
-                run.save(folder.store)
+                if run.at.total > saved:
+                    _save_broken_off(run, folder, began)
                 raise
-            if ended:
-                end_epoch(run, folder, began)
-            else:
+            if not ended:
                 run.at.wall_seconds += time.perf_counter() - began
-                with run.execution.numerics():
-                    run.renew_statistics()
                 run.save(folder.store)
     finished = run.at.epoch == recipe.epochs
     return Outcome(folder.path, finished=finished, stopped=stop.requested, trained=run.at.total > done_before)
@@ -105,22 +108,40 @@ def train_epoch(run: Run, stop: StopRequest) -> bool:
     label = f"epoch {at.epoch + 1}/{recipe.epochs}"
     with console.bar(length * run.batch_size, label, "images", initial=at.step * run.batch_size) as bar:
         read = began = time.perf_counter()
-        for batch in run.loader.epoch(at.epoch, start=at.step):
-            run.follow_schedule()
-            run.step(batch, Position(at.epoch, at.step))  # lines 3 to 11
-            at.step += 1
-            at.total += 1
-            bar.update(len(batch.label))
-            if not bar.disable and time.perf_counter() - read > REPORT_SECONDS:
-                bar.set_postfix_str(f"loss {run.tally.read()[0]:.3f}")
-                read = time.perf_counter()
-            if stop.requested:
-                break
-        wait_for(run.device)
-        seconds = time.perf_counter() - began
-    at.step_seconds += seconds
+        try:
+            for batch in run.loader.epoch(at.epoch, start=at.step):
+                run.follow_schedule()
+                run.step(batch, Position(at.epoch, at.step))  # lines 3 to 11
+                at.step += 1
+                at.total += 1
+                bar.update(len(batch.label))
+                if not bar.disable and time.perf_counter() - read > REPORT_SECONDS:
+                    bar.set_postfix_str(f"loss {run.tally.read()[0]:.3f}")
+                    read = time.perf_counter()
+                if stop.requested:
+                    break
+            wait_for(run.device)
+        finally:
+            seconds = time.perf_counter() - began
+            at.step_seconds += seconds
     run.images_per_second = (at.total - before) * run.batch_size / seconds
     return at.step == length
+
+
+def _save_broken_off(run: Run, folder: RunFolder, began: float) -> None:
+    """Saves a run whose loader has failed, in mid-epoch or at its end."""
+    if run.average is not None:
+        run.close()  # the next batches are another loader's
+        try:
+            with run.execution.numerics():
+                run.renew_statistics()
+        except DataError:
+            console.line(
+                "the averaged weights are saved with older BatchNorm statistics: --checkpoint last is not to be "
+                "trusted before the run goes on"
+            )
+    run.at.wall_seconds += time.perf_counter() - began
+    run.save(folder.store)
 
 
 def end_epoch(run: Run, folder: RunFolder, began: float) -> None:
@@ -133,7 +154,6 @@ def end_epoch(run: Run, folder: RunFolder, began: float) -> None:
     )
     if not math.isfinite(loss):
         raise diverged
-    run.tally.clear()
     last_rate = run.learning_rate(at.step - 1)
     with run.execution.numerics():
         run.renew_statistics()
@@ -153,6 +173,7 @@ def end_epoch(run: Run, folder: RunFolder, began: float) -> None:
         raise diverged from None
     finally:
         run.net.train()
+    run.tally.clear()
     at.epoch, at.step = at.epoch + 1, 0
     # A later epoch wins a tie, as in the released code: it has trained longer.
     score = checked[run.method.select_by]

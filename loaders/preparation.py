@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from .beton.writer import write_beton
+from .beton.origin import fingerprint
+from .beton.writer import is_current, write_beton
 from .dataset import Published, Split
 from .datasets import DataOptions, Entry, entry_of
 from .errors import DataError, MissingDataError
@@ -62,7 +63,7 @@ def prepare(
     if name == "imagenet" and isinstance(found.train, StreamedSplit):  # beside the images: root may be their folder
         folder = Path(found.train.source.place.path).parent
     written = write_betons(found, folder, max_side=max_side)
-    return f"{line}; wrote {' and '.join(map(shown, written))}"
+    return f"{line}; wrote {' and '.join(map(shown, written))}" if written else f"{line}; its .beton files are current"
 
 
 def _fetched(entry: Entry, options: DataOptions, mirror: str | None) -> Published:
@@ -129,7 +130,7 @@ def _counts(found: Published) -> str:
 
 
 def write_betons(found: Published, folder: Path, *, max_side: int | None) -> list[Path]:
-    """Writes the published training and test images to FOLDER/train.beton and val.beton.
+    """Writes the published training and test images to FOLDER/train.beton and val.beton, where those are not current.
 
     Where test images were drawn from the training set's own folder, train.beton holds both, and they are drawn from it
     again in the same way.
@@ -150,9 +151,10 @@ def write_betons(found: Published, folder: Path, *, max_side: int | None) -> lis
                 raise DataError(
                     f"{split.source} is a .beton file already: drop --beton, or bring back the image folders"
                 )
-            if written and isinstance(train, StreamedSplit) and split.source is train.source:
+            if name == TEST_BETON and isinstance(train, StreamedSplit) and split.source is train.source:
                 continue
         source: Split | ImageSource = split if isinstance(split, Split) else split.source
-        write_beton(source, folder / name, label=f"writing {name}", max_side=max_side)
-        written.append(folder / name)
+        if not is_current(folder / name, fingerprint(source), max_side):
+            write_beton(source, folder / name, label=f"writing {name}", max_side=max_side)
+            written.append(folder / name)
     return written

@@ -10,7 +10,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -27,6 +27,7 @@ from .source import digests_beside, validate
 
 CHILD = "hardfast.loaders.beton.child"
 PATIENCE_SECONDS = 60.0
+END_SECONDS = 5.0  # that a killed process is waited for
 START_SECONDS = 120.0  # for a process to import torch, on whatever disk that lies
 STOPPED_SECONDS = 1.0
 POLL_SECONDS = 0.2
@@ -151,7 +152,8 @@ def _supervise(job: dict[str, Any], path: Path, lock: int, advance: Callable[[in
         finally:
             if process is not None:
                 process.kill()
-                process.wait()
+                with suppress(subprocess.TimeoutExpired):  # one that hangs over a dead disk ends when that answers
+                    process.wait(END_SECONDS)
                 for pipe in (process.stdin, process.stdout):
                     if pipe is not None:
                         pipe.close()

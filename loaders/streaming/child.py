@@ -28,6 +28,8 @@ from ..source import open_source
 from .ring import Ring
 from .spec import Backend, Decoded, FeedSpec, open_backend
 
+MOST_SAID = 1000  # characters
+
 
 @dataclass(slots=True)
 class Inbox:
@@ -82,7 +84,10 @@ class Outbox:
 
     def failed(self, error: BaseException) -> None:
         """Says what went wrong, in one line, and whether it is the data's fault."""
-        said = " ".join(str(error).split()) or type(error).__name__
+        said = str(error).rstrip()
+        if "Original Traceback" in said:  # DataLoader's, around an error of a worker
+            said = said.splitlines()[-1]
+        said = " ".join(said.split())[:MOST_SAID] or type(error).__name__
         if isinstance(error, DataError):
             self.send(error=said, data=True)
         else:

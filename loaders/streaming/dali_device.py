@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -110,7 +111,8 @@ class DaliDeviceFeed:
                 yield slot.images, torch.from_numpy(found), torch.from_numpy(self._labels[found])
         finally:
             if not self._lost:
-                self._wait(self._thread.submit(batches.close))
+                with suppress(LoaderDied):  # the next use tells of it
+                    self._wait(self._thread.submit(batches.close))
 
     def close(self) -> None:
         """Ends its threads; one that hangs is left behind."""

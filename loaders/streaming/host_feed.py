@@ -25,7 +25,11 @@ class HostFeed:
 
     def __init__(self, spec: FeedSpec, device: torch.device, *, watchdog: float) -> None:
         self._feeder = Feeder(spec, watchdog=watchdog)
-        self._upload = Upload(self._feeder, device) if device.type == "cuda" else None
+        try:
+            self._upload = Upload(self._feeder, device) if device.type == "cuda" else None
+        except BaseException:
+            self._feeder.close()
+            raise
 
     def epoch(self, records: Tensor, boxes: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """As `Feed.epoch`."""
@@ -108,8 +112,10 @@ def _numbers(delivery: Delivery) -> tuple[Tensor, Tensor]:
 
 
 def _unpin(pinned: Tensor, stream: torch.cuda.Stream) -> None:
-    stream.synchronize()
-    _check(torch.cuda.cudart().cudaHostUnregister(pinned.data_ptr()))
+    try:
+        stream.synchronize()
+    finally:
+        _check(torch.cuda.cudart().cudaHostUnregister(pinned.data_ptr()))
 
 
 def _check(status: int) -> None:

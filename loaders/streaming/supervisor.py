@@ -25,6 +25,7 @@ from .spec import FeedSpec
 STARTUP_SECONDS = 300.0  # imports and FFCV's compilation, on a machine that is busy with other work
 GLANCE_MILLISECONDS = 250  # between two looks at the processes while there is nothing to read
 END_SECONDS = 5.0  # that a killed process is waited for
+ADVICE = "--loader.watchdog allows it more"
 MOST_WORDS = 1 << 20  # bytes that are kept of what the process writes
 STOPPED_SECONDS = 1.0  # a process that stands still for so long was stopped, and not just suspended with its parent
 FIX = "run the same command again, or choose another with --loader.name"
@@ -85,7 +86,7 @@ class Feeder:
             "slots": self.ring.slots,
         }
         self._send(opening)
-        self._answer(STARTUP_SECONDS)
+        self._answer(STARTUP_SECONDS, "from the start")
 
     def epoch(self, index: npt.NDArray[np.int64], boxes: npt.NDArray[np.int64]) -> Iterator[Delivery]:
         """The batches of these records and boxes; asking for another epoch ends this one.
@@ -150,10 +151,10 @@ class Feeder:
                 if not ready and (trouble := watch.trouble()):
                     raise self._died(trouble)
 
-    def _answer(self, limit: float) -> dict[str, Any]:
+    def _answer(self, limit: float, advice: str = ADVICE) -> dict[str, Any]:
         """The next message; raises what it tells of, or why none comes."""
         self._check_usable()
-        watch = _Watch(self.process, limit)
+        watch = _Watch(self.process, limit, advice)
         while b"\n" not in self._received:
             if not self._readable() and (trouble := watch.trouble()) and not self._readable():
                 raise self._died(trouble)
@@ -182,6 +183,7 @@ class Feeder:
             time.sleep(0.01)
         if os.fstat(self._errors).st_size > MOST_WORDS:  # warnings of libraries, image after image
             os.ftruncate(self._errors, 0)
+            os.lseek(self._errors, 0, os.SEEK_SET)  # the process writes at the same place
         return bool(some)
 
     def _last_words(self) -> str:
@@ -201,8 +203,8 @@ class Feeder:
 class _Watch:
     """Looks after a process while something of it is waited for, for `limit` seconds at most."""
 
-    def __init__(self, process: subprocess.Popen[bytes], limit: float) -> None:
-        self._process, self._limit = process, limit
+    def __init__(self, process: subprocess.Popen[bytes], limit: float, advice: str = ADVICE) -> None:
+        self._process, self._limit, self._advice = process, limit, advice
         self._looked, self._waited, self._stood = time.monotonic(), 0.0, 0.0
 
     def trouble(self) -> str | None:
@@ -219,7 +221,7 @@ class _Watch:
         if self._stood > STOPPED_SECONDS:
             return f"has been stopped (process {stopped}, by a signal such as SIGSTOP)"
         if self._waited > self._limit:
-            return f"has delivered nothing for {self._limit:.0f} s (--loader.watchdog allows it more)"
+            return f"has delivered nothing for {self._limit:.0f} s ({self._advice})"
         return None
 
 

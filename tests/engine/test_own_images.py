@@ -96,12 +96,15 @@ def test_a_damaged_image_ends_the_run_and_is_named(
     trained(tmp_path / "run", images, *more)
 
 
-def test_a_run_whose_loader_fails_goes_on_to_the_bit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("more", [[], ["--weight-average", "0.9"]])
+def test_a_run_whose_loader_fails_goes_on_to_the_bit(
+    more: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """An image damaged in mid-epoch: what was trained until then is saved, and the rest equals a run without it."""
     images = tmp_path / "images"
     write_folder(images, 61, size=(16, 16))
     write_folder(images, 6, size=(16, 16), split="val")
-    common = ["train", "digits", *SMALL, "--data.root", str(images), "--no-evaluate", "--batch-size", "6"]
+    common = ["train", "digits", *SMALL, "--data.root", str(images), "--no-evaluate", "--batch-size", "6", *more]
     assert cli.run([*common, "--out", str(tmp_path / "whole")]) == 0
     whole = RunFolder(tmp_path / "whole")
     data = open_dataset(whole.recipe().data)
@@ -120,12 +123,34 @@ def test_a_run_whose_loader_fails_goes_on_to_the_bit(tmp_path: Path, capsys: pyt
     assert at.epoch == 1
     assert 0 < at.step < len(second), "it is not stopped in mid-epoch"
     assert cli.run(streamed) == 0
-    assert "resuming at epoch" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "resuming at epoch" in said
+    assert ("saved with older BatchNorm statistics" in said) == bool(more)  # the damaged image is among their batches
     for ours, theirs in zip(
         run.checkpoint("last").model().items(), whole.checkpoint("last").model().items(), strict=True
     ):
         assert ours[0] == theirs[0]
         assert torch.equal(ours[1], theirs[1]), ours[0]
+
+
+def test_a_run_whose_loader_fails_at_once_can_be_repeated(tmp_path: Path) -> None:
+    """Nothing is saved of a run that has made no step, with a generator that has learned nothing."""
+    images = tmp_path / "images"
+    write_folder(images, 24, size=(16, 16))
+    write_folder(images, 6, size=(16, 16), split="val")
+    words = ["train", "digits", "--out", str(tmp_path / "run"), "--epochs", "1", "--batch-size", "8", "--no-evaluate"]
+    words += ["--data.name", "folder", "--data.root", str(images), "--loader.name", "dali"]
+    data = open_dataset(DataOptions(name="folder", root=str(images), image_size=16))
+    first = Order(samples=len(data.train), batch_size=8, seed=0).epoch(0)[0, 0]
+    victim = Path(data.train.source.name(int(data.train.records[first])))
+    content = victim.read_bytes()
+    victim.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    try:
+        assert cli.run(words) == 2
+        assert RunFolder(tmp_path / "run").store.latest() is None
+    finally:
+        victim.write_bytes(content)
+    assert cli.run(words) == 0
 
 
 def test_one_loader_for_all_stages(images: Path) -> None:
