@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from .batch import Batch, Loader
     from .choose import Choice, choose_loader, make_loader
     from .crops import Augmentation
-    from .dataset import AnySplit, Dataset, Published, Split
+    from .dataset import AnySplit, Dataset, Published
     from .datasets import REGISTRY, DataOptions, DatasetName, find, open_dataset
     from .errors import DataError, LoaderDied
     from .loader_options import LoaderOptions
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .preparation import prepare
     from .resident import ResidentLoader
     from .resize import resized
+    from .split import Split
     from .streamed import StreamedSplit, in_memory
 
 HOMES = {
@@ -31,7 +32,7 @@ HOMES = {
     "AnySplit": "dataset",
     "Dataset": "dataset",
     "Published": "dataset",
-    "Split": "dataset",
+    "Split": "split",
     "REGISTRY": "datasets",
     "DataOptions": "datasets",
     "DatasetName": "datasets",

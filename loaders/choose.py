@@ -13,11 +13,12 @@ from .batch import Loader
 from .beton.source import validate
 from .beton.split import beton_split
 from .crops import Augmentation
-from .dataset import Dataset, Split
+from .dataset import Dataset
 from .errors import DataError
 from .loader_options import LoaderName, LoaderOptions
 from .resident import ResidentLoader
 from .resize import resized
+from .split import Split
 from .streamed import StreamedSplit
 from .streaming.loader import StreamingLoader
 from .streaming.spec import BackendName

@@ -16,9 +16,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .dataset import Published, Split, checked_split
+from .dataset import Published
 from .download import check_sha256, fetch
 from .errors import DataError, MissingDataError
+from .split import Split, checked_split
 
 PIXEL_BYTES = 3 * 32 * 32
 LARGEST_FILE = 200 << 20  # a member that claims more is not unpacked whole; the largest real one has 154 MB

@@ -11,12 +11,13 @@ from typing import Literal
 from ..kernels import Purpose
 from . import fashion_mnist
 from .cifar import CIFAR10, CIFAR100, fetch_cifar, read_cifar
-from .dataset import Dataset, Published, Split, cut_places
+from .dataset import Dataset, Published, cut_places
 from .digits import read_digits
 from .errors import DataError
 from .fashion_mnist import fetch_fashion_mnist, read_fashion_mnist
 from .imagenet import imagenet_layout, read_imagenet
 from .own_images import beton_beside, find_layout, holds_images, read_image_folder
+from .split import Split
 from .streamed import StreamedSplit
 from .synthetic import SyntheticShape, make_synthetic
 from .tiny_imagenet import PUBLISHED as TINY_IMAGENET

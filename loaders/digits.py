@@ -8,8 +8,9 @@ import numpy as np
 import torch
 
 from ..kernels import Purpose
-from .dataset import Published, checked_split, cut
+from .dataset import Published, cut
 from .errors import DataError
+from .split import checked_split
 
 CLASSES = 10
 TEST_IMAGES = 360

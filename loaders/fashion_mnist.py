@@ -16,9 +16,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .dataset import Published, Split, checked_split
+from .dataset import Published
 from .download import fetch
 from .errors import DataError, MissingDataError
+from .split import Split, checked_split
 
 CLASSES = 10
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")  # where Debian's package dataset-fashion-mnist puts them

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from .beton.origin import fingerprint
 from .beton.writer import is_current, write_beton
-from .dataset import Published, Split
+from .dataset import Published
 from .datasets import DataOptions, Entry, entry_of
 from .errors import DataError, MissingDataError
 from .folder_index import shown
@@ -16,6 +16,7 @@ from .imagenet import ImageNet, imagenet_layout, read_imagenet
 from .imagenet_archives import has_classes, unpack_imagenet
 from .own_images import TEST_BETON, TRAIN_BETON, Layout, find_layout, read_image_folder
 from .source import ImageSource
+from .split import Split
 from .streamed import StreamedSplit
 
 

@@ -10,9 +10,9 @@ from ..kernels import augment, random_key
 from .batch import Batch
 from .box_resize import resize_boxes
 from .crops import Augmentation, random_boxes
-from .dataset import Split
 from .errors import DataError
 from .order import Order
+from .split import Split
 
 
 class ResidentLoader:

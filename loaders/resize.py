@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .dataset import Split
+from .split import Split
 from .streamed import StreamedSplit
 
 CHUNK = 256  # images that are floats at the same time

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal, Protocol
 
 import numpy as np
@@ -50,18 +49,3 @@ class ImageSource(Protocol):
         Raises:
             DataError: as `encoded`, or it cannot be decoded; names the sample.
         """
-
-
-def open_source(place: Place) -> ImageSource:
-    """Opens an image folder or a .beton file that has been checked before; cheap enough for every worker process.
-
-    Raises:
-        DataError: it is not there any more, or changed.
-    """
-    if place.kind == "folder":
-        from .image_folder import FolderSource
-
-        return FolderSource.open(Path(place.path))
-    from .beton.source import BetonSource
-
-    return BetonSource.open(Path(place.path))

@@ -13,10 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .crops import central_boxes
-from .dataset import Split
 from .errors import DataError
 from .progress import progress
 from .source import ImageSource
+from .split import Split
 
 CHUNK = 32  # images that a thread decodes before the bar moves
 

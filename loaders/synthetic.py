@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import torch
 
 from ..kernels import Purpose, sample_words
-from .dataset import Published, Split
+from .dataset import Published
 from .errors import DataError
+from .split import Split
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

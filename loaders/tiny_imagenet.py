@@ -19,10 +19,11 @@ from pathlib import Path
 
 import torch
 
-from .dataset import Published, Split
+from .dataset import Published
 from .download import check_md5, fetch, kept_part
 from .errors import DataError, MissingDataError
 from .image_files import Files, FolderFiles, ZipFiles, decode_images
+from .split import Split
 
 
 @dataclass(frozen=True, slots=True)

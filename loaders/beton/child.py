@@ -23,7 +23,8 @@ import numpy.typing as npt
 
 from ..child_process import die_with_parent
 from ..errors import DataError
-from ..source import ImageSource, Place, open_source
+from ..source import ImageSource, Place
+from ..sources import open_source
 from .records import verify_records, write_records
 
 REPORT_SECONDS = 0.1

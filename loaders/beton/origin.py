@@ -11,10 +11,10 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from ..dataset import Split
 from ..errors import DataError
 from ..image_folder import FolderSource
 from ..source import ImageSource
+from ..split import Split
 from .jpeg import Integers
 from .source import digests_beside
 

@@ -9,10 +9,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ..dataset import Dataset, Split
+from ..dataset import Dataset
 from ..errors import DataError
 from ..image_folder import FolderSource
 from ..source import ImageSource
+from ..split import Split
 from ..streamed import StreamedSplit
 from .origin import combined, fingerprint, image_digests, origin_of
 from .source import BetonSource

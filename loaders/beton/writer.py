@@ -17,10 +17,11 @@ from typing import IO, Any
 import numpy as np
 
 from ..child_process import command, environment, process_state
-from ..dataset import Split
 from ..errors import DataError
 from ..progress import progress
-from ..source import ImageSource, Place, open_source
+from ..source import ImageSource, Place
+from ..sources import open_source
+from ..split import Split
 from .origin import Origin, checked_images, fingerprint, origin_of
 from .publish import locked, publish, temporary
 from .source import digests_beside, validate

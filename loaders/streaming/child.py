@@ -24,9 +24,10 @@ import numpy.typing as npt
 
 from ..child_process import die_with_parent
 from ..errors import DataError
-from ..source import open_source
+from ..sources import open_source
+from .backends import open_backend
 from .ring import Ring
-from .spec import Backend, Decoded, FeedSpec, open_backend
+from .spec import Backend, Decoded, FeedSpec
 
 MOST_SAID = 1000  # characters
 

@@ -9,7 +9,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from ..source import ImageSource, Place
+from ..source import Place
 
 BackendName = Literal["ffcv", "dali", "torch"]
 
@@ -72,18 +72,3 @@ class Backend(Protocol):
 
     def close(self) -> None:
         """Ends its threads and processes."""
-
-
-def open_backend(spec: FeedSpec, source: ImageSource) -> Backend:
-    """The backend that the spec names; imports what it needs."""
-    if spec.backend == "ffcv":
-        from .ffcv_backend import FfcvBackend
-
-        return FfcvBackend(spec, source)
-    if spec.backend == "dali":
-        from .dali_backend import DaliBackend
-
-        return DaliBackend(spec, source)
-    from .torch_backend import TorchBackend
-
-    return TorchBackend(spec, source)

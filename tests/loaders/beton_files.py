@@ -20,9 +20,9 @@ from hardfast.loaders.beton.publish import publish, temporary
 from hardfast.loaders.beton.records import write_records
 from hardfast.loaders.beton.source import sidecar
 from hardfast.loaders.beton.writer import into_memory
-from hardfast.loaders.dataset import Split
 from hardfast.loaders.image_folder import FolderSource
 from hardfast.loaders.source import ImageSource
+from hardfast.loaders.split import Split
 
 SIZE = (64, 96)  # (height, width)
 

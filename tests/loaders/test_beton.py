@@ -36,10 +36,12 @@ from hardfast.loaders.beton.source import BetonSource, sidecar, validate
 from hardfast.loaders.beton.split import beton_split
 from hardfast.loaders.beton.writer import is_current, obituary, write_beton
 from hardfast.loaders.child_process import process_state
-from hardfast.loaders.dataset import Dataset, Split, cut_places
+from hardfast.loaders.dataset import Dataset, cut_places
 from hardfast.loaders.errors import DataError, MissingDataError
 from hardfast.loaders.image_folder import FolderSource
-from hardfast.loaders.source import Place, open_source
+from hardfast.loaders.source import Place
+from hardfast.loaders.sources import open_source
+from hardfast.loaders.split import Split
 from hardfast.loaders.streamed import StreamedSplit
 
 from .beton_files import digest_of, memory_source, mixed_folder, picture, write_plainly, write_with_origin

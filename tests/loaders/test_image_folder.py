@@ -28,7 +28,8 @@ from hardfast.loaders.crops import central_boxes
 from hardfast.loaders.folder_index import Index, Listing, Names
 from hardfast.loaders.image_folder import FolderSource, decode_rgb
 from hardfast.loaders.index_file import INDEX_NAME, index_places, read_index, write_index
-from hardfast.loaders.source import Place, open_source
+from hardfast.loaders.source import Place
+from hardfast.loaders.sources import open_source
 from hardfast.loaders.streamed import resampled
 
 from .makers import photograph, write_photographs

@@ -22,7 +22,8 @@ from PIL import Image
 from hardfast.loaders.errors import DataError
 from hardfast.loaders.image_folder import FolderSource
 from hardfast.loaders.source import ImageSource
-from hardfast.loaders.streaming.spec import Decoded, FeedSpec, open_backend
+from hardfast.loaders.streaming.backends import open_backend
+from hardfast.loaders.streaming.spec import Decoded, FeedSpec
 from hardfast.loaders.streaming.torch_backend import TorchBackend, decode
 
 from .processes import descendants, handles, resident, shared_memory, threads
