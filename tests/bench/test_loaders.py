@@ -99,7 +99,7 @@ def test_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = set(descendants(os.getpid()))
     found = run(["--loaders", "resident", "resident-padded", "torch"], tmp_path)
     check_rows(found, ["torch"])
-    assert set(descendants(os.getpid())) == before
+    assert set(descendants(os.getpid())) <= before
     said = capsys.readouterr().out
     assert "batch / step" in said
     assert "a step of resnet8 at 16 px needs" in said

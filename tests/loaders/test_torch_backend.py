@@ -249,14 +249,18 @@ def test_epochs_that_are_given_up_leave_nothing(workers: int, folder: FolderSour
 
     me = os.getpid()
 
+    def own() -> list[int]:
+        return [pid for pid in descendants(me) if pid not in earlier]
+
     def state() -> tuple[list[int], int, list[str]]:
-        return descendants(me), threads(me), handles(me)
+        return own(), threads(me), handles(me)
 
     def memory() -> int:
-        return sum(map(resident, (me, *descendants(me))))
+        return sum(map(resident, (me, *own())))
 
     order = np.arange(24)
     gc.collect()  # what earlier tests left to it
+    earlier = set(descendants(me))  # such as the processes that torch.compile keeps
     with opened(folder, workers) as backend:
         for number in range(500):
             batches = backend.batches(order, whole(24))
@@ -286,15 +290,15 @@ def test_an_epoch_ends_where_another_begins(folder: FolderSource) -> None:
 def test_close_ends_the_workers(begun: bool, folder: FolderSource) -> None:
     """In mid-epoch too; and nothing has a name in /dev/shm, neither then nor before."""
     shared = set(os.listdir("/dev/shm"))
-    already = descendants(os.getpid())
+    already = set(descendants(os.getpid()))
     with opened(folder, 2) as backend:
         batches = backend.batches(np.arange(24), whole(24))
         if begun:
             next(batches)
-            assert len(descendants(os.getpid())) == len(already) + 2
+            assert len(set(descendants(os.getpid())) - already) == 2
             assert not shared_memory(but=shared)
         backend.close()
-        assert descendants(os.getpid()) == already
+        assert set(descendants(os.getpid())) <= already
         if begun:
             assert list(batches) == []
         backend.close()
