@@ -3,7 +3,6 @@ be cut."""
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from typing import Literal, get_args
 import torch
 
 from ..loaders import Augmentation, Loader, ResidentLoader, Split
+from ..loaders.choose import installed
 from ..loaders.source import ImageSource
 from ..loaders.streaming.spec import BackendName
 from .loader_rows import MOST_PADDED
@@ -35,17 +35,10 @@ def why_left_out(name: LoaderName, *, photographs: bool = True) -> str | None:
     """Why a loader cannot be timed here, in one line; None where it can."""
     if name not in MODULES:
         return None
-    if not _is_installed(MODULES[name]):
+    if not installed(MODULES[name]):
         return f"{name} is left out: {MODULES[name]} is not installed (pip install '{EXTRAS[name]}')"
     why = why_no_photographs() if photographs else "it reads no random images"
     return None if why is None else f"{name} is left out: {why}"
-
-
-def _is_installed(module: str) -> bool:
-    try:
-        return importlib.util.find_spec(module) is not None
-    except ModuleNotFoundError:  # not even the package that it is in
-        return False
 
 
 @dataclass(frozen=True, slots=True)

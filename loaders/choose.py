@@ -35,7 +35,8 @@ class Choice:
     notes: tuple[str, ...] = ()  # a line each, about what could not be checked
 
 
-def _is_installed(module: str) -> bool:
+def installed(module: str) -> bool:
+    """Whether a module, or one of a package, can be imported; nothing is."""
     try:
         return find_spec(module) is not None
     except ModuleNotFoundError:  # of the package it is in
@@ -49,7 +50,7 @@ def choose_loader(
     options: LoaderOptions,
     augmentation: Augmentation,
     device: torch.device | str,
-    is_installed: Installed = _is_installed,
+    is_installed: Installed = installed,
 ) -> Choice:
     """The loader that `options` come to for a training set.
 
