@@ -1,8 +1,8 @@
 """How often a test tries something, by day and by night, and what came of it.
 
-`make test` tries each thing often enough to see it break, `make test-night` (HARDFAST_NIGHT=1) often enough for a figure
-that can be promised. Where HARDFAST_FIGURES names a file, every campaign adds a line to it, and `python -m tests.night
-FILE` writes them into tests/README.md as a table.
+`make test` tries each thing often enough to see it break, `make test-night` (HARDFAST_NIGHT=1) often enough for a
+figure that can be promised. Where HARDFAST_FIGURES names a file, every campaign adds a line to it, and `python -m
+tests.night FILE` writes them into tests/README.md as a table.
 """
 
 from __future__ import annotations
