@@ -138,7 +138,7 @@ def _steps(recipe: Recipe, count: int, device: torch.device) -> Callable[[], Non
     """`count` whole training steps (without the loader) on batches of the recipe's data."""
     run = Run(recipe, open_dataset(recipe.data), device)
     run.prepare()
-    run.method.begin_epoch(0)
+    run.method.begin_epoch(0, recipe.seed)
     batches = list(islice(run.loader.epoch(0), count))
 
     def call() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from .methods import Position
 from .recipes.recipe import Recipe
 from .run import Run
 from .run_folder import RunFolder
+from .save_clock import SAVE_MINUTES, SaveClock
 from .signals import StopRequest
 from .tables import paper
 
@@ -37,7 +39,7 @@ class Outcome:
     trained: bool  # this call did some of it
 
 
-def train(recipe: Recipe, out: Path | str, *, device: str = "auto") -> Outcome:
+def train(recipe: Recipe, out: Path | str, *, device: str = "auto", save_minutes: float = SAVE_MINUTES) -> Outcome:
     """Trains a recipe into a run folder; resumes by itself if the folder holds that run.
 
     SIGINT or SIGTERM end it after the current step, saved; calling it again goes on from there, on a CPU bit for bit
@@ -47,6 +49,8 @@ def train(recipe: Recipe, out: Path | str, *, device: str = "auto") -> Outcome:
         recipe: what to train; a preset of `recipes.PRESETS`, or `dataclasses.replace`d from one.
         out: the run's folder, new or holding this very recipe's run.
         device: auto, cpu, cuda or cuda:N.
+        save_minutes: a checkpoint is also written in mid-epoch when the last one is so old; 0: after every step. It
+            changes nothing of what the run computes.
 
     Raises:
         UsageError: wrong options, or a folder that holds another run.
@@ -55,6 +59,7 @@ def train(recipe: Recipe, out: Path | str, *, device: str = "auto") -> Outcome:
             trained until then is saved.
         CheckpointError: no checkpoint of the folder fits its config.json.
     """
+    clock = SaveClock(save_minutes)
     target, why = choose_device(device)
     folder = RunFolder(out)
     folder.holds(recipe)  # refuses another run's folder before the data are read
@@ -81,7 +86,7 @@ def train(recipe: Recipe, out: Path | str, *, device: str = "auto") -> Outcome:
             began, saved = time.perf_counter(), run.at.total
             try:
                 with run.execution.numerics():
-                    ended = train_epoch(run, stop)
+                    ended = train_epoch(run, pause=lambda: stop.requested or clock.due)
                 if ended:
                     end_epoch(run, folder, began)
                 else:
@@ -94,17 +99,26 @@ def train(recipe: Recipe, out: Path | str, *, device: str = "auto") -> Outcome:
             if not ended:
                 run.at.wall_seconds += time.perf_counter() - began
                 run.save(folder.store)
+            clock.renew()
     finished = run.at.epoch == recipe.epochs
     return Outcome(folder.path, finished=finished, stopped=stop.requested, trained=run.at.total > done_before)
 
 
-def train_epoch(run: Run, stop: StopRequest) -> bool:
-    """The rest of the current epoch, line 2 to 12 of Algorithm 3; False if a stop was requested in it."""
+def train_epoch(run: Run, *, pause: Callable[[], bool]) -> bool:
+    """The rest of the current epoch, line 2 to 12 of Algorithm 3.
+
+    Args:
+        run: goes on where it is.
+        pause: asked after every step whether to leave the epoch here.
+
+    Returns:
+        Whether the epoch is at its end.
+    """
     recipe, at = run.recipe, run.at
     length, before = len(run.loader), at.total
     run.net.train()
     if at.step == 0:
-        run.method.begin_epoch(at.epoch)
+        run.method.begin_epoch(at.epoch, recipe.seed)
     label = f"epoch {at.epoch + 1}/{recipe.epochs}"
     with console.bar(length * run.batch_size, label, "images", initial=at.step * run.batch_size) as bar:
         read = began = time.perf_counter()
@@ -118,7 +132,7 @@ def train_epoch(run: Run, stop: StopRequest) -> bool:
                 if not bar.disable and time.perf_counter() - read > REPORT_SECONDS:
                     bar.set_postfix_str(f"loss {run.tally.read()[0]:.3f}")
                     read = time.perf_counter()
-                if stop.requested:
+                if pause():
                     break
             wait_for(run.device)
         finally:

@@ -122,8 +122,8 @@ class Method:
         with phase("update"):
             learner.descend(x_adv, batch.label)
 
-    def begin_epoch(self, epoch: int) -> None:
-        """Before the first step of an epoch, outside of any captured graph."""
+    def begin_epoch(self, epoch: int, seed: int) -> None:
+        """Before the first step of an epoch, outside of any captured graph; `seed` is that of what training draws."""
 
     def resize(self, image: tuple[int, int, int], batch_size: int) -> None:
         """Batches have another shape from now on: what is stored for each place in a batch begins anew."""

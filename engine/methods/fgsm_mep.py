@@ -84,12 +84,12 @@ class FgsmMep(Method):
                 f"has {free / 1e9:.1f} GB left: choose another method or smaller images"
             )
 
-    def begin_epoch(self, epoch: int) -> None:
+    def begin_epoch(self, epoch: int, seed: int) -> None:
         """Every `reset_every` epochs, a random corner of the ball for every sample."""
         if epoch % self.options.reset_every:
             return
         setting = self.setting
-        key = random_key(setting.seed, epoch=epoch, device=setting.device)
+        key = random_key(seed, epoch=epoch, device=setting.device)
         for index in torch.arange(setting.samples, device=setting.device).split(CHUNK):
             blank = setting.zeros(len(index), setting.image).to(torch.uint8)
             noise = random_start(blank, index, key=key, radius=setting.epsilon, dtype=setting.dtype)

@@ -64,7 +64,7 @@ def trained(recipe: Recipe, steps: int) -> dict[str, torch.Tensor]:
         while done < steps:
             if run.enter_stage() is not None:
                 assert run.prepare() is None
-            run.method.begin_epoch(run.at.epoch)
+            run.method.begin_epoch(run.at.epoch, run.recipe.seed)
             for batch in run.loader.epoch(run.at.epoch):
                 run.follow_schedule()
                 run.step(batch, Position(run.at.epoch, run.at.step))

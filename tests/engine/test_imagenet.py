@@ -35,7 +35,7 @@ def on_synthetic_images(recipe: Recipe) -> Run:
 def trained(run: Run, steps: int) -> float:
     """The mean loss of the next steps; all that was computed is finite."""
     run.tally.clear()
-    run.method.begin_epoch(run.at.epoch)
+    run.method.begin_epoch(run.at.epoch, run.recipe.seed)
     for batch in islice(run.loader.epoch(run.at.epoch), steps):
         run.follow_schedule()
         run.step(batch, Position(run.at.epoch, run.at.step))

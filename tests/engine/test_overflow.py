@@ -21,7 +21,7 @@ def test_an_overflow_leaves_no_trace(name: str, quick_recipe: Recipe) -> None:
     run = Run(recipe, open_dataset(recipe.data), torch.device("cpu"))
     scaler = run.classifier.scaler
     scaler.restore({"scale": torch.tensor(2.0**40), "healthy_steps": torch.tensor(0.0)})
-    run.method.begin_epoch(0)
+    run.method.begin_epoch(0, recipe.seed)
     before = run.net.conv1.weight.clone()
     with run.execution.numerics():
         for step, batch in zip(range(2), run.loader.epoch(0), strict=False):

@@ -46,7 +46,7 @@ def test_whole_epoch_stays_in_the_ball(
         return descend(optimizer, x, labels, **options)
 
     monkeypatch.setattr(run.classifier, "descend", watched)
-    run.method.begin_epoch(0)
+    run.method.begin_epoch(0, recipe.seed)
     outside_box = images = 0
     for step, batch in enumerate(run.loader.epoch(0)):
         seen.clear()

@@ -151,7 +151,7 @@ def train_both(
     everyone = torch.empty(SAMPLES, 3, SIDE, SIDE)
     for position, batch in data:
         if position.step == 0:
-            step.method.begin_epoch(position.epoch)
+            step.method.begin_epoch(position.epoch, SEED)
             if isinstance(theirs, plain.FgsmMep):
                 theirs.begin_epoch(position.epoch, noise_of(everyone, torch.arange(SAMPLES), batch.key)(plain.EPSILON))
         step(batch, position)
