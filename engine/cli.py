@@ -23,6 +23,7 @@ from .methods import METHODS, method_options
 from .parsing import parse, recipe_name
 from .recipes.recipe import Recipe
 from .run_folder import RunFolder
+from .save_clock import SAVE_MINUTES
 from .tables import compare, compare_tables, listing
 from .trainer import train
 from .weight_file import is_weight_file
@@ -68,6 +69,10 @@ class TrainArguments:
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
 
+    save_minutes: float = SAVE_MINUTES
+    """Also write a checkpoint in mid-epoch when the last one is so many minutes old; 0: after every step. It changes
+    nothing of what the run computes."""
+
     evaluate: bool = True
     """Attack the best checkpoint after training: clean and PGD-10 on up to 1,000 test images."""
 
@@ -80,7 +85,7 @@ def run_train(argv: Sequence[str]) -> int:
     recipe = _with_method(recipes.get(name), rest)
     default = TrainArguments(out=tyro.MISSING, method=recipe.method.name, recipe=recipe)
     asked = parse(TrainArguments, rest, f"hardfast train {name}", default=default)
-    outcome = train(asked.recipe, asked.out, device=asked.device)
+    outcome = train(asked.recipe, asked.out, device=asked.device, save_minutes=asked.save_minutes)
     if outcome.stopped:
         raise Stopped(f"stopped on request; everything is saved in {outcome.folder}, the same command resumes")
     if asked.evaluate and (outcome.trained or not RunFolder(outcome.folder).evaluation.exists()):

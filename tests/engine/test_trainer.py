@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shutil
 import signal
@@ -14,13 +15,14 @@ from collections.abc import Callable
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 
 from hardfast.engine import Recipe, UsageError, evaluate_net, load_model, recipes, train
-from hardfast.engine.checkpoint import MODEL, STATE
+from hardfast.engine.checkpoint import MODEL, STATE, CheckpointStore
 from hardfast.engine.errors import Diverged
 from hardfast.engine.methods import METHODS, method_options
 from hardfast.engine.recipes.recipe import OptimizerOptions, StageOptions
@@ -153,6 +155,60 @@ def test_a_stopped_run_resumes_bit_for_bit(
         for log in (unstopped / "log.jsonl", tmp_path / "stopped/log.jsonl")
     ]
     assert timeless[0] == timeless[1]
+
+
+@pytest.mark.parametrize("name", ["fgsm-sdi", "fgsm-mep", "average", "stages"])
+def test_saving_in_mid_epoch_changes_nothing(
+    name: str,
+    straight: Callable[[Recipe], Path],
+    quick_recipe: Recipe,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    recipe = replace(quick_recipe, epochs=2, **VARIANTS.get(name, {}))
+    if name == "fgsm-mep":
+        recipe = replace(recipe, method=method_options(name))
+    unstopped, saved, save = straight(recipe), [], CheckpointStore.save
+
+    def noted(self: CheckpointStore, step: int, **content: Any) -> Path:
+        saved.append(step)
+        return save(self, step, **content)
+
+    monkeypatch.setattr(CheckpointStore, "save", noted)
+    assert train(recipe, tmp_path / "run", save_minutes=0).finished
+    assert saved == list(range(1, RunFolder(unstopped).checkpoint("last").record.at.total + 1))
+    assert final_state(tmp_path / "run") == final_state(unstopped)
+
+
+def test_by_default_a_short_run_is_saved_at_its_epochs_ends_alone(
+    quick_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And after so many minutes without a save, in mid-epoch too."""
+    recipe, now, saved, save = replace(quick_recipe, epochs=2), [0.0], [], CheckpointStore.save
+
+    def noted(self: CheckpointStore, step: int, **content: Any) -> Path:
+        saved.append(step)
+        return save(self, step, **content)
+
+    def a_minute_later() -> float:
+        now[0] += 60
+        return now[0]
+
+    monkeypatch.setattr(CheckpointStore, "save", noted)
+    train(recipe, tmp_path / "quick")
+    assert saved == [20, 40]
+    saved.clear()
+    monkeypatch.setattr("hardfast.engine.save_clock.monotonic", a_minute_later)  # it is asked once a step
+    train(recipe, tmp_path / "slow", save_minutes=8)
+    assert saved == [8, 16, 20, 28, 36, 40]
+    assert final_state(tmp_path / "slow") == final_state(tmp_path / "quick")
+
+
+@pytest.mark.parametrize("minutes", [-1.0, math.nan, math.inf])
+def test_saving_every_so_many_minutes_needs_a_number(minutes: float, quick_recipe: Recipe, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"^save-minutes must be .*, not (-1.0|nan|inf)$"):
+        train(quick_recipe, tmp_path / "run", save_minutes=minutes)
+    assert not (tmp_path / "run").exists()
 
 
 def test_resuming_with_other_numerics_says_so(
