@@ -5,97 +5,89 @@ checkpoints/step-00001234/model.safetensors   the classifier's state dict, names
                                               weights are averaged, model is the average and this the trained net too
                           train.json          counters, and which checkpoint is the best so far
                           MANIFEST.json       size and sha256 of the three
+
+A checkpoint is written under another name and renamed once it is on the disk, and loses its name before the first of
+its files is removed: whatever bears the name of a step was whole once. At every moment the newest that was saved is
+there, under its name or, while one of the same step takes its place, beside it.
 """
 
 from __future__ import annotations
 
-import errno
-import hashlib
-import json
 import os
-import shutil
-from dataclasses import dataclass
+import re
+from contextlib import suppress
 from pathlib import Path
-from types import ModuleType
-from typing import Any
 
-import torch
-from torch import Tensor, nn
-
-from .errors import CheckpointError, UsageError
+from . import checkpoint_folder, disk
+from .checkpoint_folder import MANIFEST, MODEL, NAME, RECORD, STATE, Checkpoint, not_finite, sealed, verified
+from .errors import CheckpointError, Diverged
+from .named_tensors import Tensors
 from .record import Record
 
-MODEL, STATE, RECORD, MANIFEST = "model.safetensors", "state.safetensors", "train.json", "MANIFEST.json"
-Tensors = dict[str, Tensor]
+__all__ = ["MANIFEST", "MODEL", "RECORD", "STATE", "Checkpoint", "CheckpointStore"]
 
-
-@dataclass(frozen=True, slots=True)
-class Checkpoint:
-    """One verified checkpoint."""
-
-    path: Path
-    record: Record
-    model_sha256: str
-
-    def model(self) -> Tensors:
-        """The classifier's tensors, on the CPU."""
-        return _load(self.path / MODEL)
-
-    def state(self) -> Tensors:
-        """All other tensors of the run, on the CPU."""
-        return _load(self.path / STATE)
+ASIDE = ".old"  # the one whose place another of the same step is about to take
+LEFTOVER = re.compile(r"step-\d{8,}(\.old)?\.tmp-.+")
 
 
 class CheckpointStore:
-    """The checkpoints of one run.
+    """The checkpoints of one run. Any process may read them; one that writes them holds the run's lock.
 
     Raises:
         UsageError: safetensors is not installed.
     """
 
     def __init__(self, folder: Path) -> None:
-        _safetensors()  # fails now rather than after an epoch
+        checkpoint_folder.safetensors()  # fails now rather than after an epoch
         self.folder = folder
-        self.rejected: list[str] = []  # what was found damaged while looking for the latest
+        self.rejected: list[str] = []  # what the last search for the latest found damaged, the newest first
 
     def path(self, step: int) -> Path:
         """Where the checkpoint of a step lies."""
         return self.folder / f"step-{step:08d}"
 
     def save(self, step: int, *, model: Tensors, state: Tensors, record: Record) -> Path:
-        """Writes one checkpoint: temporary folder, fsync, rename. A reader sees all of it or nothing."""
-        safetensors = _safetensors()
+        """Writes one checkpoint: temporary folder, fsync, rename, fsync. A reader sees all of it or nothing.
+
+        Raises:
+            OSError: it could not be written, and why; the checkpoints before it are as they were, and nothing of this
+                one is left.
+            Diverged: the classifier's tensors are not finite; likewise.
+        """
+        name = not_finite(model)
+        if name is not None:
+            raise Diverged(f"'{name}' is not finite after step {step}: nothing is saved, {self.folder} stays as it is")
+        files = sealed(model, state, record)
         target = self.path(step)
-        temporary = self.folder / f"{target.name}.tmp-{os.getpid()}"
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
+        temporary = target.with_name(f"{target.name}.tmp-{os.getpid()}")
         try:
-            safetensors.torch.save_file(_packed(model), temporary / MODEL)
-            safetensors.torch.save_file(_packed(state), temporary / STATE)
-            (temporary / RECORD).write_text(record.to_json())
-            files = {name: _fingerprint(temporary / name) for name in (MODEL, STATE, RECORD)}
-            (temporary / MANIFEST).write_text(json.dumps(files, indent=2) + "\n")
-            for name in (*files, MANIFEST):
-                _sync(temporary / name)
-            _sync(temporary)
-            if target.exists():  # the same step again, after a resume: identical, or rejected as damaged
-                shutil.rmtree(target)
-            temporary.rename(target)
-            _sync(self.folder)
-        except safetensors.SafetensorError as error:  # a full disk comes as this
-            raise OSError(errno.EIO, str(error), str(temporary)) from None
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+            disk.make_folder(self.folder)
+            self.tidy()
+            disk.write_folder(temporary, files)
+            self._put_in_place(temporary, target)
+        except BaseException as error:
+            with suppress(OSError):  # what has just failed once
+                self.tidy()
+            if isinstance(error, OSError):
+                raise disk.with_room(error, sum(map(len, files.values())), self.folder.parent) from None
+            raise
         return target
 
     def latest(self) -> Checkpoint | None:
         """The newest checkpoint whose files are what its manifest says; None if there is none."""
-        for path in sorted(self.folder.glob("step-????????"), reverse=True):
-            try:
-                return self.open(path)
-            except CheckpointError as error:
-                self.rejected.append(str(error))
-        return None
+        while True:
+            self.rejected, moved = [], False
+            for step in self._steps():
+                path = self.path(step)
+                try:
+                    return self.open(path)
+                except CheckpointError as error:
+                    if os.path.lexists(path) or os.path.lexists(_aside(path)):
+                        self.rejected.append(str(error))
+                    else:  # a running training has newer ones by now
+                        moved = True
+            if not moved:
+                return None
 
     def open(self, path: Path) -> Checkpoint:
         """Verifies one checkpoint.
@@ -104,129 +96,75 @@ class CheckpointStore:
             CheckpointError: it is missing, or a file is not what the manifest says.
         """
         try:
-            manifest = json.loads((path / MANIFEST).read_text())
-            for name in (MODEL, STATE, RECORD):
-                if _fingerprint(path / name) != manifest[name]:
-                    raise CheckpointError(f"{path / name} is damaged: its sha256 is not the one of {MANIFEST}")
-            record = Record.from_json((path / RECORD).read_text(), str(path / RECORD))
-            return Checkpoint(path, record, manifest[MODEL]["sha256"])
-        except FileNotFoundError as error:
-            raise CheckpointError(f"{error.filename} is missing: the checkpoint is not complete") from None
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise (error if isinstance(error, CheckpointError) else CheckpointError(f"{path}: {error}")) from None
+            return verified(path)
+        except CheckpointError:
+            if not os.path.lexists(_aside(path)):  # a writer was killed while it put another in its place
+                raise
+            return verified(_aside(path))
 
     def prune(self, keep: set[int]) -> None:
-        """Removes every checkpoint but those of the given steps, once the newest of these has been read back."""
+        """Removes every checkpoint but those of the given steps, once the newest of these has been read back.
+
+        Raises:
+            CheckpointError: it is damaged; nothing is removed.
+            OSError: one could not be removed.
+        """
         self.open(self.path(max(keep)))
-        for path in self.folder.glob("step-*"):
-            if path not in {self.path(step) for step in keep}:
-                shutil.rmtree(path)
+        for step in self._steps():
+            if step not in keep:
+                for path in (self.path(step), _aside(self.path(step))):
+                    _discard(path)
+
+    def tidy(self) -> None:
+        """Removes what a killed writer left, and gives back its name to a checkpoint that it had put aside.
+
+        Raises:
+            OSError: something could not be removed.
+        """
+        for path in self._entries():
+            if LEFTOVER.fullmatch(path.name):
+                disk.remove(path)
+        for step in self._steps():
+            target, aside = self.path(step), _aside(self.path(step))
+            if os.path.lexists(aside):
+                if _is_whole(target):
+                    _discard(aside)
+                else:
+                    _discard(target)
+                    aside.rename(target)
+
+    def _put_in_place(self, temporary: Path, target: Path) -> None:
+        """Renames a checkpoint that is on the disk; one of the same step goes only when that is done."""
+        if os.path.lexists(target):  # its epoch ended at the step at which it was saved, or the step was made again
+            target.rename(_aside(target))
+        temporary.rename(target)
+        disk.sync_folder(self.folder)
+        _discard(_aside(target))
+
+    def _entries(self) -> list[Path]:
+        return [self.folder / name for name in sorted(os.listdir(self.folder))] if self.folder.is_dir() else []
+
+    def _steps(self) -> list[int]:
+        """Of the checkpoints there are, whole or damaged, the newest first."""
+        found = (NAME.fullmatch(path.name) for path in self._entries())
+        return sorted({int(name[1]) for name in found if name is not None}, reverse=True)
 
 
-def load_strictly(
-    net: nn.Module,
-    tensors: Tensors,
-    source: Path,
-    *,
-    kind: str = "the net of config.json",
-    fix: str = "it is damaged, or of another net",
-) -> None:
-    """Copies tensors into a net whose names, shapes and dtypes must be exactly theirs.
-
-    Args:
-        net: left alone where something does not fit.
-        tensors: on the CPU.
-        source: of the tensors, for the message.
-        kind: what the net is, for the message.
-        fix: what may be wrong or what to do, for the message.
-
-    Raises:
-        CheckpointError: naming the first tensor that is missing, unknown, or of another shape or dtype.
-    """
-    wanted = net.state_dict()
-    for name, tensor in wanted.items():
-        if name not in tensors:
-            raise CheckpointError(f"{source} has no tensor '{name}', which {kind} has: {fix}")
-        found = tensors[name]
-        if found.shape != tensor.shape or found.dtype != tensor.dtype:
-            raise CheckpointError(
-                f"{source}: '{name}' is {found.dtype} {tuple(found.shape)}, but {kind} has {tensor.dtype} "
-                f"{tuple(tensor.shape)}: {fix}"
-            )
-    unknown = next((name for name in tensors if name not in wanted), None)
-    if unknown is not None:
-        raise CheckpointError(f"{source} has a tensor '{unknown}' that {kind} has not: {fix}")
-    net.load_state_dict(tensors, strict=True)
+def _aside(path: Path) -> Path:
+    return path.with_name(f"{path.name}{ASIDE}")
 
 
-def optimizer_tensors(optimizer: torch.optim.Optimizer, net: nn.Module, prefix: str) -> Tensors:
-    """An optimiser's state (momentum; Adam's moments and step), named by the parameter it belongs to."""
-    tensors = {}
-    for name, parameter in net.named_parameters():
-        for key, value in optimizer.state.get(parameter, {}).items():
-            tensors[f"{prefix}/{name}/{key}"] = value
-    return tensors
+def _discard(path: Path) -> None:
+    """Removes a checkpoint if it is there, which is none from the first moment on."""
+    if os.path.lexists(path):
+        gone = path.with_name(f"{path.name}.tmp-gone")
+        path.rename(gone)
+        disk.remove(gone)
 
 
-def load_optimizer(
-    optimizer: torch.optim.Optimizer, net: nn.Module, prefix: str, tensors: Tensors, source: Path
-) -> None:
-    """The inverse of `optimizer_tensors`: every parameter of the net gets its state back, in place where it has one.
-
-    Raises:
-        CheckpointError: a tensor is missing, or of another shape or dtype than its parameter.
-    """
-    for name, parameter in net.named_parameters():
-        state = optimizer.state[parameter]
-        for key in _state_keys(optimizer):
-            value = tensors.get(f"{prefix}/{name}/{key}")
-            # Adam counts its steps on the CPU, or on the device if it is fused; moments lie where their parameter lies,
-            # in its memory format.
-            place = parameter.device if optimizer.param_groups[0].get("fused") else "cpu"
-            like = torch.zeros((), device=place) if key == "step" else parameter.detach()
-            if value is None or value.shape != like.shape or value.dtype != like.dtype:
-                found = "no tensor" if value is None else f"{value.dtype} {tuple(value.shape)} as"
-                raise CheckpointError(f"{source} has {found} '{prefix}/{name}/{key}': it is of another run or damaged")
-            state.setdefault(key, torch.empty_like(like)).copy_(value)
-
-
-def _state_keys(optimizer: torch.optim.Optimizer) -> tuple[str, ...]:
-    """The tensors an optimiser keeps for each parameter once it has stepped."""
-    if isinstance(optimizer, torch.optim.Adam):
-        return ("step", "exp_avg", "exp_avg_sq")
-    return ("momentum_buffer",) if optimizer.param_groups[0]["momentum"] else ()
-
-
-def _packed(tensors: Tensors) -> Tensors:
-    """Contiguous copies on the CPU, as safetensors wants them: channels-last weights are stored in NCHW order."""
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-
-
-def _load(path: Path) -> Tensors:
-    safetensors = _safetensors()
+def _is_whole(path: Path) -> bool:
     try:
-        return safetensors.torch.load_file(path)
-    except (OSError, safetensors.SafetensorError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from None
-
-
-def _safetensors() -> ModuleType:
-    """The library, imported where it is used: a run in memory needs none."""
-    try:
-        import safetensors.torch
-    except ModuleNotFoundError:
-        raise UsageError("reading and writing checkpoints needs safetensors: pip install safetensors") from None
-    return safetensors
-
-
-def _fingerprint(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        return {"size": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        verified(path)
+    except CheckpointError:
+        return False
+    return True

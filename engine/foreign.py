@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from . import console
-from .checkpoint import load_strictly
 from .errors import CheckpointError, UsageError
 from .models import NAMES, ModelOptions, NetShape, build_model, channels_last
 from .models.options import Shortcut
+from .named_tensors import load_strictly
 from .weight_file import WeightFile, read_weight_file
 
 UNUSED = "sub_block1."  # WideResNets descended from TRADES' code hold a stage that no forward pass uses

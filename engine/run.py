@@ -15,7 +15,7 @@ from ..kernels import to_float
 from ..loaders import Batch, Dataset, Loader, Split, check_batch_size, choose_loader, in_memory, make_loader, resized
 from .averaging import WeightAverage
 from .capture import CapturedStep, rewound
-from .checkpoint import MODEL, STATE, Checkpoint, CheckpointStore, load_optimizer, load_strictly, optimizer_tensors
+from .checkpoint import MODEL, STATE, Checkpoint, CheckpointStore
 from .classifier import Classifier, placed
 from .environment import wait_for
 from .errors import CaptureError, CheckpointError, UsageError
@@ -23,6 +23,7 @@ from .execution import Execution, choose_execution
 from .learner import Learner, Tally
 from .methods import Position, Setting
 from .models import NetShape, PaddedConv2d, build_model, seeded_initialisation
+from .named_tensors import load_optimizer, load_strictly, optimizer_tensors
 from .optimizers import make_sgd, set_learning_rate, set_momentum
 from .recipes.recipe import Recipe, StageOptions
 from .recipes.schedule import learning_rate, momentum

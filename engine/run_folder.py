@@ -24,9 +24,10 @@ import torch
 from torch import nn
 
 from ..loaders import LoaderOptions
-from .checkpoint import MODEL, Checkpoint, CheckpointStore, load_strictly
+from .checkpoint import MODEL, Checkpoint, CheckpointStore
 from .errors import CheckpointError, UsageError
 from .models import build_model, channels_last
+from .named_tensors import load_strictly
 from .recipes.recipe import Recipe, from_json, to_json
 
 Which = Literal["best", "last"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from .errors import UsageError
@@ -44,11 +45,41 @@ def load(kind: type[Kind], text: str, source: str, *, error: type[UsageError], f
     except ValidationError as problem:
         first = problem.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the file"
-        raise error(f"{source}: {where}: {first['msg']}; {fix}") from None
-    missing = _first_missing(json.loads(dump(value)), json.loads(text))
+        raise error(" ".join(f"{source}: {where}: {first['msg']}; {fix}".split())) from None
+    missing = _first_missing(json.loads(dump(value)), plain(text, source, error=error))
     if missing is not None:
         raise error(f"{source}: {missing} is missing; {fix}")
     return value
+
+
+def plain(text: str, source: str, *, error: type[UsageError]) -> Any:
+    """The value of a JSON text in which each key stands once and each number is finite.
+
+    Args:
+        text: the file's content.
+        source: its path, for the message.
+        error: what is raised.
+
+    Raises:
+        error: it is no such text.
+    """
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) != len(pairs):
+            raise ValueError("a key stands there twice")
+        return found
+
+    def finite(word: str) -> float:
+        value = float(word)
+        if not math.isfinite(value):
+            raise ValueError(f"{word[:20]} is no finite number")
+        return value
+
+    try:
+        return json.loads(text, object_pairs_hook=once, parse_float=finite, parse_constant=finite)
+    except (ValueError, RecursionError) as problem:
+        raise error(f"{source} is damaged: {problem}") from None
 
 
 def _adapter(kind: type[Kind]) -> TypeAdapter[Kind]:

@@ -272,6 +272,7 @@ def _prepare(run: Run) -> None:
 
 def _restore(run: Run, folder: RunFolder) -> None:
     """Puts the run where the folder's newest whole checkpoint left it, and drops what the log says beyond it."""
+    folder.store.tidy()
     latest = folder.store.latest()
     for rejected in folder.store.rejected:
         console.line(f"rejected: {rejected}")

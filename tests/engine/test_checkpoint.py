@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,20 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from hardfast.engine import CheckpointError
-from hardfast.engine.checkpoint import (
-    MANIFEST,
-    MODEL,
-    RECORD,
-    STATE,
-    CheckpointStore,
-    load_optimizer,
-    load_strictly,
-    optimizer_tensors,
-)
+from hardfast.engine.checkpoint import MANIFEST, MODEL, RECORD, STATE, CheckpointStore
+from hardfast.engine.errors import Diverged
 from hardfast.engine.models import NetShape
+from hardfast.engine.named_tensors import load_optimizer, load_strictly, optimizer_tensors
 from hardfast.engine.record import Best, Counters, Record
 
-safetensors = pytest.importorskip("safetensors")
+pytest.importorskip("safetensors")
 
 
 def tensors(value: float = 1.0) -> dict[str, Tensor]:
@@ -75,26 +69,95 @@ def test_the_newest_whole_checkpoint_wins(name: str, damage: str, tmp_path: Path
     assert "\n" not in store.rejected[0]
 
 
-def test_a_failed_save_leaves_the_others_and_nothing_half_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_is_not_finite_is_not_saved(tmp_path: Path) -> None:
     store = CheckpointStore(tmp_path)
     save(store, 1)
-
-    def no_space(*args: object) -> None:
-        raise safetensors.SafetensorError("Error while serializing: No space left on device")
-
-    monkeypatch.setattr("safetensors.torch.save_file", no_space)
-    with pytest.raises(OSError, match="No space"):
-        save(store, 2)
+    for value in (math.nan, math.inf):
+        with pytest.raises(Diverged, match="'a' is not finite after step 2"):
+            store.save(2, model=tensors(value), state=tensors(), record=record(2))
     assert [p.name for p in tmp_path.iterdir()] == ["step-00000001"]
+
+
+def test_the_same_step_again_takes_its_place(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path)
+    save(store, 1, 1.0)
+    save(store, 1, 2.0)
+    found = store.latest()
+    assert found is not None
+    assert found.model()["a"][0, 0] == 2
+    assert [p.name for p in tmp_path.iterdir()] == ["step-00000001"]
+
+
+@pytest.mark.parametrize("other", ["none", "damaged", "whole"])
+def test_one_put_aside_is_found_and_gets_its_name_back(other: str, tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path)
+    path = save(store, 2, 1.0)
+    path.rename(tmp_path / "step-00000002.old")
+    if other != "none":
+        save(CheckpointStore(tmp_path / "elsewhere"), 2, 2.0).rename(path)
+    if other == "damaged":
+        (path / STATE).write_bytes(b"")
+    value = 2 if other == "whole" else 1
+    found = store.latest()
+    assert found is not None
+    assert found.model()["a"][0, 0] == value
+    assert store.open(store.path(2)).model_sha256 == found.model_sha256
+    assert not store.rejected
+    store.tidy()
+    assert store.open(path).path == path
+    assert store.open(path).model()["a"][0, 0] == value
+    assert sorted(p.name for p in tmp_path.iterdir() if p.name != "elsewhere") == ["step-00000002"]
+
+
+def test_leftovers_go_and_other_files_stay(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path)
+    save(store, 1)
+    for name in ("step-00000004.tmp-99", "step-00000001.tmp-gone", "step-00000001.old.tmp-gone"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / MODEL).write_bytes(b"half")
+    (tmp_path / "notes.txt").write_text("mine")
+    save(store, 2)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["notes.txt", "step-00000001", "step-00000002"]
+
+
+def test_other_files_in_a_checkpoint_are_of_no_matter(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path)
+    (save(store, 1) / ".DS_Store").write_bytes(b"1")
+    found = store.latest()
+    assert found is not None
+    assert found.model().keys() == tensors().keys()
+
+
+def test_a_file_that_changes_after_it_was_verified(tmp_path: Path) -> None:
+    found = CheckpointStore(tmp_path).open(save(CheckpointStore(tmp_path), 1))
+    for name, read in ((MODEL, found.model), (STATE, found.state)):
+        content = bytearray((found.path / name).read_bytes())
+        content[-1] ^= 1
+        (found.path / name).write_bytes(content)
+        with pytest.raises(CheckpointError, match="changed since it was verified"):
+            read()
+
+
+def test_a_renamed_checkpoint_is_refused(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path)
+    save(store, 1).rename(tmp_path / "step-00000007")
+    assert store.latest() is None
+    assert "holds the checkpoint of step 1" in store.rejected[0]
+
+
+def test_steps_of_more_than_eight_digits(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path)
+    for step in (99_999_999, 100_000_000):
+        save(store, step)
+    found = store.latest()
+    assert found is not None
+    assert found.record == record(100_000_000)
 
 
 def test_prune_keeps_what_it_is_told(tmp_path: Path) -> None:
     store = CheckpointStore(tmp_path)
     for step in (1, 2, 3):
         save(store, step)
-    (tmp_path / "step-00000004.tmp-99").mkdir()
     store.prune(keep={1, 3})
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000001", "step-00000003"]
 

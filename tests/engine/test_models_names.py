@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from hardfast.engine.checkpoint import load_strictly
 from hardfast.engine.models import ModelOptions, NetShape, build_model
+from hardfast.engine.named_tensors import load_strictly
 
 safetensors = pytest.importorskip("safetensors.torch")
 Entry = tuple[str, tuple[int, ...]]
