@@ -12,6 +12,7 @@ from typing import Any, Literal, ParamSpec, TypeVar, cast
 
 import torch
 
+from ..loaders.option_types import check_options
 from .errors import UsageError
 
 Mode = Literal["auto", "eager", "compiled", "captured", "captured-eager"]
@@ -49,6 +50,9 @@ class ExecutionOptions:
     pad_channels: Padding = "auto"
     """Add zero channels to what the first convolution reads, 4 for images and 8 for the generator, which tensor cores
     want. auto: in half precision on a GPU."""
+
+    def __post_init__(self) -> None:
+        check_options(self, "execution", UsageError)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
+from ..loaders.option_types import shown
 from .errors import UsageError
 
-_FORM = re.compile(r"(\d+(?:\.\d+)?)/255")
+_FORM = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,30})?)/255")  # more digits mean nothing, and Fraction takes no 5,000
 
 
 def parse_pixels(text: str, name: str, *, positive: bool = False) -> Fraction:
@@ -23,7 +24,7 @@ def parse_pixels(text: str, name: str, *, positive: bool = False) -> Fraction:
     """
     match = _FORM.fullmatch(text.strip())
     if match is None:
-        raise UsageError(f"{name} '{text}' is not a number of grey levels over 255: write it like 8/255")
+        raise UsageError(f"{name} {shown(text)} is not a number of grey levels over 255: write it like 8/255")
     value = Fraction(match[1]) / 255
     if value > 1:
         raise UsageError(f"{name} {text} is above 255/255, the whole range of a pixel: write it like 8/255")

@@ -65,6 +65,11 @@ def choose_loader(
     Raises:
         DataError: the loader that is asked for cannot read this data set, or is not installed.
     """
+    if augmentation.padding >= min(size):
+        raise DataError(
+            f"crop-padding {augmentation.padding} must be smaller than the images of {size[0]}x{size[1]} pixels, which "
+            "a crop could miss: lower it"
+        )
     if options.name != "auto":
         _check_asked(options.name, data, augmentation, is_installed)
         return _checked(Choice(options.name, "as asked"), data)

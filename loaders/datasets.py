@@ -16,6 +16,7 @@ from .digits import read_digits
 from .errors import DataError
 from .fashion_mnist import fetch_fashion_mnist, read_fashion_mnist
 from .imagenet import imagenet_layout, read_imagenet
+from .option_types import check_options
 from .own_images import beton_beside, find_layout, holds_images, read_image_folder
 from .split import Split
 from .streamed import StreamedSplit
@@ -23,6 +24,7 @@ from .synthetic import SyntheticShape, make_synthetic
 from .tiny_imagenet import PUBLISHED as TINY_IMAGENET
 from .tiny_imagenet import fetch_tiny_imagenet, read_tiny_imagenet
 
+LARGEST_SIDE = 4096  # pixels; beyond it nothing is meant
 DatasetName = Literal[
     "digits", "fashion-mnist", "cifar10", "cifar100", "tiny-imagenet", "imagenet", "folder", "synthetic"
 ]
@@ -62,10 +64,15 @@ class DataOptions:
         return self if root is None else replace(self, root=root)
 
     def __post_init__(self) -> None:
+        check_options(self, "data", DataError)
+        if not self.root.strip():
+            raise DataError("data.root is empty: name the folder that holds the data sets, `.` for the current one")
         if not 0 <= self.split_seed < 1 << 64:
             raise DataError(f"data.split-seed must lie in [0, 2**64), not {self.split_seed}")
         if self.image_size is not None and self.image_size < 1:
             raise DataError(f"data.image-size must be at least 1, not {self.image_size}")
+        if self.image_size is not None and self.image_size > LARGEST_SIDE:
+            raise DataError(f"data.image-size must be at most {LARGEST_SIDE}, not {self.image_size}")
         if self.test_crop is not None and not 0 < self.test_crop <= 1:
             raise DataError(f"data.test-crop {self.test_crop} must be a share of the shorter side, in (0, 1]")
 
@@ -153,20 +160,13 @@ def find(name: DatasetName, root: Path) -> Path | None:
     return next((place for place in places if place.exists()), None)
 
 
-def entry_of(options: DataOptions) -> Entry:
-    """The line of the registry. Raises DataError for an unknown name."""
-    if options.name not in REGISTRY:
-        raise DataError(f"data.name '{options.name}' is not a data set: choose one of {', '.join(REGISTRY)}")
-    return REGISTRY[options.name]
-
-
 def open_dataset(options: DataOptions) -> Dataset:
     """Reads and checks a data set and cuts the held-out images from its training set.
 
     Raises:
-        DataError: unknown name, missing or damaged file, or an option that does not fit the data set.
+        DataError: a missing or damaged file, or an option that does not fit the data set.
     """
-    entry = entry_of(options)
+    entry = REGISTRY[options.name]
     if options.image_size is not None and not entry.sized:
         raise DataError(
             f"data.image-size {options.image_size} does not apply to {options.name}, whose images have their own size: "

@@ -10,10 +10,11 @@ import torch
 from ..kernels import Purpose
 from .dataset import Published, cut
 from .errors import DataError
+from .memory import check_memory
 from .split import checked_split
 
 CLASSES = 10
-TEST_IMAGES = 360
+IMAGES, TEST_IMAGES = 1797, 360
 _SHA256 = "87ff0c9e40dc7e2c0e34e7257799c2e3f3aec1a016363bb11cad869ec428a826"
 
 
@@ -28,6 +29,9 @@ def read_digits(image_size: int) -> Published:
     """
     if image_size % 8 or image_size <= 0:
         raise DataError(f"data.image-size {image_size} does not fit the 8x8 digits: choose 8, 16, 24 or 32")
+    check_memory(
+        2 * IMAGES * image_size**2 * 3, f"digits of {image_size}x{image_size} pixels", "lower --data.image-size"
+    )
     from sklearn.datasets import load_digits  # imports scipy: a second, so only where it is used
 
     bunch = load_digits()

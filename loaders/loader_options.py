@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import math
 import os
 from dataclasses import dataclass
 from typing import Literal
 
 from .errors import DataError
+from .option_types import check_options
 
 LoaderName = Literal["auto", "resident", "ffcv", "dali", "torch"]
-MOST_WORKERS = 16
+MOST_WORKERS = 16  # of the default
+LARGEST_WORKERS, LONGEST_WATCHDOG = 1024, 7 * 24 * 3600  # beyond these nothing is meant
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,11 +34,14 @@ class LoaderOptions:
     """Seconds without a batch after which what decodes counts as hung; more for large batches of large photographs."""
 
     def __post_init__(self) -> None:
-        if self.workers is not None and self.workers < 0:
-            raise DataError(f"loader.workers must not be negative, not {self.workers}")
-        if not 0 < self.watchdog < math.inf:
-            raise DataError(f"loader.watchdog must be a positive number of seconds, not {self.watchdog}")
-        if not 0 <= self.resident_limit < math.inf:
+        check_options(self, "loader", DataError)
+        if self.workers is not None and not 0 <= self.workers <= LARGEST_WORKERS:
+            raise DataError(f"loader.workers must not be negative, nor above {LARGEST_WORKERS}, not {self.workers}")
+        if not 0 < self.watchdog <= LONGEST_WATCHDOG:
+            raise DataError(
+                f"loader.watchdog must be a positive number of seconds up to {LONGEST_WATCHDOG}, not {self.watchdog}"
+            )
+        if self.resident_limit < 0:
             raise DataError(f"loader.resident-limit must be a number of GiB, not {self.resident_limit}")
 
     @property

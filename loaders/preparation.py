@@ -7,7 +7,7 @@ from pathlib import Path
 from .beton.origin import fingerprint
 from .beton.writer import is_current, write_beton
 from .dataset import Published
-from .datasets import DataOptions, Entry, entry_of
+from .datasets import REGISTRY, DataOptions, Entry
 from .errors import DataError, MissingDataError
 from .folder_index import shown
 from .image_folder import FolderSource
@@ -38,8 +38,8 @@ def prepare(
     Raises:
         DataError: unknown name, no connection, a file that is not the published one, or a data set that cannot be read.
     """
-    options = DataOptions(name=name, root=str(root))  # type: ignore[arg-type]  # checked in the next line
-    entry = entry_of(options)
+    options = DataOptions(name=name, root=str(root))  # type: ignore[arg-type]  # checks itself
+    entry = REGISTRY[options.name]
     if max_side is not None and not (beton and entry.streamed):
         raise DataError("max-side is for the .beton files of `folder` and `imagenet`: give it with --beton, or drop it")
     if entry.grey and beton:

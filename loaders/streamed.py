@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .crops import central_boxes
 from .errors import DataError
+from .memory import check_memory
 from .progress import progress
 from .source import ImageSource
 from .split import Split
@@ -72,12 +73,11 @@ class StreamedSplit:
             DataError: an image is damaged, which names it; or there is not enough memory.
         """
         height, width = self.size
-        needed, free = len(self) * height * width * 3, _free_memory()
-        if free is not None and needed > free:
-            raise DataError(
-                f"{self.source}: {len(self)} images of {height}x{width} pixels need {needed / 2**30:.1f} GiB of memory "
-                f"and {free / 2**30:.1f} are free: use fewer of them, or a smaller --data.image-size"
-            )
+        check_memory(
+            len(self) * height * width * 3,
+            f"{self.source}: {len(self)} images of {height}x{width} pixels",
+            "use fewer of them, or a smaller --data.image-size",
+        )
         images = torch.empty((len(self), height, width, 3), dtype=torch.uint8)
         boxes = central_boxes(self.heights, self.widths, self.size, share=self.share)
         plain = f"decoding {self.source}, {len(self)} images"
@@ -132,13 +132,3 @@ def common_size(heights: Tensor, widths: Tensor) -> tuple[int, int] | None:
     if not len(heights) or bool((heights != heights[0]).any()) or bool((widths != widths[0]).any()):
         return None
     return int(heights[0]), int(widths[0])
-
-
-def _free_memory() -> int | None:
-    """Bytes that can be had without swapping; None where the system does not say (it is not Linux)."""
-    try:
-        with open("/proc/meminfo") as file:
-            words = next((line.split() for line in file if line.startswith("MemAvailable:")), None)
-    except OSError:
-        return None
-    return None if words is None else int(words[1]) << 10

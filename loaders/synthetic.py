@@ -9,7 +9,11 @@ import torch
 from ..kernels import Purpose, sample_words
 from .dataset import Published
 from .errors import DataError
+from .memory import check_memory
+from .option_types import check_options, option_name
 from .split import Split
+
+MOST_IMAGES = 100_000_000
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,9 +33,18 @@ class SyntheticShape:
     """Classes; labels are random."""
 
     def __post_init__(self) -> None:
-        for name in ("train_images", "test_images", "channels", "num_classes"):
-            if getattr(self, name) < 1:
-                raise DataError(f"data.synthetic.{name} must be at least 1, not {getattr(self, name)}")
+        check_options(self, "data.synthetic", DataError)
+        for name, most in (
+            ("train_images", MOST_IMAGES),
+            ("test_images", MOST_IMAGES),
+            ("channels", 64),
+            ("num_classes", 100_000),
+        ):
+            if not 1 <= getattr(self, name) <= most:
+                raise DataError(
+                    f"{option_name('data.synthetic', name)} must be at least 1 and at most {most}, not "
+                    f"{getattr(self, name)}"
+                )
 
 
 def make_synthetic(shape: SyntheticShape, image_size: int) -> Published:
@@ -39,6 +52,11 @@ def make_synthetic(shape: SyntheticShape, image_size: int) -> Published:
     if image_size < 1:
         raise DataError(f"data.image-size must be at least 1, not {image_size}")
     total = shape.train_images + shape.test_images
+    check_memory(
+        total * image_size * image_size * shape.channels,
+        f"data.synthetic: {total} images of {image_size}x{image_size} pixels",
+        "lower --data.synthetic.train-images or --data.image-size",
+    )
     labels = sample_words(torch.arange(total), seed=0, purpose=Purpose.SYNTHETIC)[0] % shape.num_classes
     # Bytes from torch's generator: 2,048 images of 224 pixels are 300 million numbers, which Philox in plain
     # PyTorch would take a minute for, and nothing depends on them.

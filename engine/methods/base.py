@@ -19,6 +19,9 @@ from ..learner import Learner
 from ..phases import phase
 from ..threat import parse_pixels
 
+# Beyond these nothing is meant: a step would not end, or its loss would be no number.
+MOST_PASSES, LARGEST_WEIGHT = 1000, 1_000_000
+
 
 class Position(NamedTuple):
     """Where in the run a batch is."""
@@ -156,7 +159,9 @@ def within_a_pixel(value: Fraction, name: str, *, fix: str = "lower epsilon") ->
     return value
 
 
-def check_count(value: int, name: str) -> None:
-    """Raises UsageError unless a count of steps, batches or channels is at least 1."""
+def check_count(value: int, name: str, *, most: int | None = None) -> None:
+    """Raises UsageError unless a count of steps, batches or channels is at least 1, and at most `most`."""
     if value < 1:
         raise UsageError(f"{name} must be at least 1, not {value}")
+    if most is not None and value > most:
+        raise UsageError(f"{name} must be at most {most}, not {value}")

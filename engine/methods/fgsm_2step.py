@@ -5,7 +5,6 @@ It costs what FGSM-SDI costs without the generator, so it shows what the second 
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Annotated, Literal
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from ...kernels import signed_step, to_float
 from ...loaders import Batch
+from ...loaders.option_types import check_options
 from ..errors import UsageError
 from ..markers import HIDDEN
 from ..phases import phase
@@ -33,7 +33,8 @@ class Fgsm2StepOptions(MethodTraits):
     """Size of the second step, like 8/255; by default epsilon."""
 
     def __post_init__(self) -> None:
-        if not 0 < self.first < math.inf:
+        check_options(self, "method", UsageError)
+        if not self.first > 0:
             raise UsageError(f"method.first must be a positive number of epsilons, not {self.first}")
 
     def build(self, setting: Setting) -> Method:

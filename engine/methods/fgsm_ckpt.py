@@ -15,11 +15,13 @@ from torch import Tensor
 
 from ...kernels import project, signed_step, to_float
 from ...loaders import Batch
+from ...loaders.option_types import check_options
 from ..classifier import AttackBN
+from ..errors import UsageError
 from ..gradients import input_gradient
 from ..markers import HIDDEN
 from ..phases import phase
-from .base import Method, MethodTraits, Position, Setting, check_count
+from .base import MOST_PASSES, Method, MethodTraits, Position, Setting, check_count
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,7 +39,8 @@ class FgsmCkptOptions(MethodTraits):
     paper_attack_bn: ClassVar[AttackBN] = "eval"
 
     def __post_init__(self) -> None:
-        check_count(self.checkpoints, "method.checkpoints")
+        check_options(self, "method", UsageError)
+        check_count(self.checkpoints, "method.checkpoints", most=MOST_PASSES)
 
     def build(self, setting: Setting) -> Method:
         """The method for one classifier and threat."""

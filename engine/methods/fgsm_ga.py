@@ -6,7 +6,6 @@ text leaves open follows the released code.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Annotated, Literal
@@ -16,12 +15,13 @@ from torch import Tensor
 
 from ...kernels import signed_step, to_float
 from ...loaders import Batch
+from ...loaders.option_types import check_options
 from ..errors import UsageError
 from ..gradients import summed_cross_entropy
 from ..learner import Learner
 from ..markers import HIDDEN
 from ..phases import phase
-from .base import Method, MethodTraits, Position, Setting
+from .base import LARGEST_WEIGHT, Method, MethodTraits, Position, Setting
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,8 +41,9 @@ class FgsmGaOptions(MethodTraits):
     """Step size, like 10/255; by default 1.25 times epsilon."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.weight < math.inf:
-            raise UsageError(f"method.weight must be a number from 0 on, not {self.weight}")
+        check_options(self, "method", UsageError)
+        if not 0 <= self.weight <= LARGEST_WEIGHT:
+            raise UsageError(f"method.weight must be a number from 0 on, up to {LARGEST_WEIGHT}, not {self.weight}")
 
     def build(self, setting: Setting) -> Method:
         """The method for one classifier and threat."""

@@ -7,7 +7,6 @@ and laid over whatever view of it a batch holds.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
@@ -17,12 +16,13 @@ from torch import Tensor
 
 from ...kernels import random_key, random_start, signed_step, to_float
 from ...loaders import Batch
+from ...loaders.option_types import check_options
 from ..environment import free_memory
 from ..errors import UsageError
 from ..learner import Learner
 from ..markers import HIDDEN
 from ..phases import phase
-from .base import Method, MethodTraits, Position, Setting, check_count
+from .base import LARGEST_WEIGHT, Method, MethodTraits, Position, Setting, check_count
 
 CHUNK = 4096  # samples whose perturbations are drawn at once
 
@@ -48,11 +48,14 @@ class FgsmMepOptions(MethodTraits):
     stores_per_sample: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        check_options(self, "method", UsageError)
         check_count(self.reset_every, "method.reset-every")
         if not 0 <= self.momentum < 1:
             raise UsageError(f"method.momentum must lie in [0, 1), not {self.momentum}")
-        if not 0 <= self.consistency < math.inf:
-            raise UsageError(f"method.consistency must be a number from 0 on, not {self.consistency}")
+        if not 0 <= self.consistency <= LARGEST_WEIGHT:
+            raise UsageError(
+                f"method.consistency must be a number from 0 on, up to {LARGEST_WEIGHT}, not {self.consistency}"
+            )
 
     def build(self, setting: Setting) -> Method:
         """The method for one classifier and threat."""

@@ -12,6 +12,8 @@ from typing import Annotated, Literal
 from torch import Tensor
 
 from ...loaders import Batch
+from ...loaders.option_types import check_options
+from ..errors import UsageError
 from ..markers import HIDDEN
 from .base import Method, MethodTraits, Position, Setting
 
@@ -24,6 +26,9 @@ class FgsmRsOptions(MethodTraits):
 
     alpha: str | None = None
     """Step size, like 10/255; by default 1.25 times epsilon."""
+
+    def __post_init__(self) -> None:
+        check_options(self, "method", UsageError)
 
     def build(self, setting: Setting) -> Method:
         """The method for one classifier and threat."""

@@ -6,7 +6,6 @@ Source: Jia, Zhang, Wu, Wang, Cao, "Boosting fast adversarial training with lear
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Literal
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 
 from ...kernels import GeneratorInputs, Purpose, generator_input, initial_point, signed_step, to_float
 from ...loaders import Batch
+from ...loaders.option_types import check_options, check_range
 from ..classifier import placed
 from ..errors import UsageError
 from ..frozen import FrozenTwin
@@ -23,7 +23,7 @@ from ..markers import HIDDEN
 from ..models import GeneratorResolution, GeneratorVariant, build_generator, seeded_initialisation
 from ..optimizers import make_adam
 from ..phases import phase
-from .base import Method, MethodTraits, Position, Setting, check_count
+from .base import LARGEST_WEIGHT, Method, MethodTraits, Position, Setting, check_count
 
 TILE = 8  # tensor cores want the channels of what the generator sees in multiples of this
 
@@ -60,11 +60,13 @@ class FgsmSdiOptions(MethodTraits):
 
     def __post_init__(self) -> None:
         check_count(self.k, "method.k")
-        check_count(self.generator_width, "method.generator-width")
-        if not 0 < self.generator_lr < math.inf:
-            raise UsageError(f"method.generator-lr must be a positive number, not {self.generator_lr}")
-        if not 0 <= self.generator_weight_decay < math.inf:
-            raise UsageError(f"method.generator-weight-decay must not be negative, not {self.generator_weight_decay}")
+        check_options(self, "method", UsageError)
+        check_count(self.generator_width, "method.generator-width", most=4096)
+        if not 0 < self.generator_lr <= LARGEST_WEIGHT:
+            raise UsageError(
+                f"method.generator-lr must be a positive number up to {LARGEST_WEIGHT}, not {self.generator_lr}"
+            )
+        check_range(self.generator_weight_decay, "method.generator-weight-decay", 0, LARGEST_WEIGHT, UsageError)
 
     def build(self, setting: Setting) -> Method:
         """The method for one classifier and threat."""

@@ -14,11 +14,13 @@ import torch
 from torch import Tensor
 
 from ...kernels import project, signed_step
+from ...loaders.option_types import check_options
+from ..errors import UsageError
 from ...loaders import Batch
 from ..learner import Learner
 from ..markers import HIDDEN
 from ..phases import phase
-from .base import Method, MethodTraits, Position, Setting, check_count
+from .base import MOST_PASSES, Method, MethodTraits, Position, Setting, check_count
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,7 +38,8 @@ class FreeAtOptions(MethodTraits):
     attacks_as_it_trains: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        check_count(self.replays, "method.replays")
+        check_options(self, "method", UsageError)
+        check_count(self.replays, "method.replays", most=MOST_PASSES)
 
     def build(self, setting: Setting) -> Method:
         """The method for one classifier and threat."""

@@ -5,7 +5,6 @@ Source: de Jorge et al., "Make some noise: reliable and efficient single-step ad
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Annotated, Literal
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from ...kernels import pixel_bounds
 from ...loaders import Batch
+from ...loaders.option_types import check_options
 from ..errors import UsageError
 from ..markers import HIDDEN
 from .base import Method, MethodTraits, Position, Setting, within_a_pixel
@@ -32,7 +32,8 @@ class NFgsmOptions(MethodTraits):
     """Step size, like 8/255; by default epsilon."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.noise < math.inf:
+        check_options(self, "method", UsageError)
+        if self.noise < 0:
             raise UsageError(f"method.noise must be a number of epsilons from 0 on, not {self.noise}")
 
     def build(self, setting: Setting) -> Method:

@@ -13,8 +13,10 @@ from typing import Annotated, ClassVar, Literal
 from torch import Tensor
 
 from ...loaders import Batch
+from ...loaders.option_types import check_options
+from ..errors import UsageError
 from ..markers import HIDDEN
-from .base import Method, MethodTraits, Position, Setting, check_count
+from .base import MOST_PASSES, Method, MethodTraits, Position, Setting, check_count
 
 PgdStart = Literal["uniform", "zero"]
 
@@ -35,7 +37,8 @@ class PgdAtOptions(MethodTraits):
     """uniform: noise in the ball. zero: the image itself."""
 
     def __post_init__(self) -> None:
-        check_count(self.steps, "method.steps")
+        check_options(self, "method", UsageError)
+        check_count(self.steps, "method.steps", most=MOST_PASSES)
 
     def build(self, setting: Setting) -> Method:
         """The method for one classifier and threat."""
@@ -54,6 +57,9 @@ class ShortPgdOptions(MethodTraits):
 
     start: PgdStart = "zero"
     """zero: the image itself (the paper does not say). uniform: noise in the ball."""
+
+    def __post_init__(self) -> None:
+        check_options(self, "method", UsageError)
 
     def build(self, setting: Setting) -> Method:
         """The method for one classifier and threat."""

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from ...kernels import to_float
 from ...loaders import Batch
+from ...loaders.option_types import check_options
+from ..errors import UsageError
 from ..markers import HIDDEN
 from ..phases import phase
 from .base import Method, MethodTraits, Position, Setting
@@ -19,6 +21,9 @@ class StandardOptions(MethodTraits):
     """Training on clean images: no attack, no options."""
 
     name: Annotated[Literal["standard"], HIDDEN] = "standard"
+
+    def __post_init__(self) -> None:
+        check_options(self, "method", UsageError)
 
     def build(self, setting: Setting) -> Method:
         """The method for one classifier and threat."""

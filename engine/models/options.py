@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import re
 from dataclasses import dataclass
 from typing import Literal
 
+from ...loaders.option_types import check_options, shown
 from ..errors import UsageError
 
 ModelName = Literal["resnet8", "resnet18", "preact_resnet18", "resnet50"]  # those that the benchmarks sweep
@@ -14,6 +14,7 @@ Shortcut = Literal["activated", "input"]
 
 NAMES = ("resnet8", "resnet18", "preact_resnet18", "wide_resnet34_10", "resnet50")
 TIMM = "timm:"
+LARGEST_CONSTANT = 1000  # of a normalisation: pixels lie in [0, 1], and fp16 has to hold what they become
 _DOTTED = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*[.:][^\W\d]\w*(\.[^\W\d]\w*)*")
 
 
@@ -40,21 +41,24 @@ class ModelOptions:
     """Per-channel deviation the images are divided by, inside the net."""
 
     def __post_init__(self) -> None:
+        check_options(self, "model", UsageError)
         elsewhere = self.name.removeprefix(TIMM) != "" if self.name.startswith(TIMM) else _DOTTED.fullmatch(self.name)
         if self.name not in NAMES and not elsewhere:
             raise UsageError(
-                f"model.name '{self.name}' is not a model: choose one of {', '.join(NAMES)}, timm:NAME, or your own as "
-                "package.module:factory"
+                f"model.name {shown(self.name)} is not a model: choose one of {', '.join(NAMES)}, timm:NAME, or your "
+                "own as package.module:factory"
             )
         if self.name != "preact_resnet18":
             if not self.final_bn:
                 raise UsageError(f"model.final-bn can be off for preact_resnet18 only: {self.name} has no such switch")
             if self.shortcut != "activated":
                 raise UsageError(f"model.shortcut is for preact_resnet18 only: {self.name} has no such switch")
-        if self.mean is not None and not all(math.isfinite(value) for value in self.mean):
-            raise UsageError(f"model.mean must be finite, not {self.mean}")
-        if self.std is not None and not all(0 < value < math.inf for value in self.std):
-            raise UsageError(f"model.std must be positive, not {self.std}")
+        if self.mean is not None and not all(abs(value) <= LARGEST_CONSTANT for value in self.mean):
+            raise UsageError(f"model.mean must lie within {LARGEST_CONSTANT} of zero, not {shown(self.mean)}")
+        if self.std is not None and not all(1 / LARGEST_CONSTANT <= value <= LARGEST_CONSTANT for value in self.std):
+            raise UsageError(
+                f"model.std must be positive, from 1/{LARGEST_CONSTANT} to {LARGEST_CONSTANT}, not {shown(self.std)}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

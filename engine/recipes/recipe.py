@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from fractions import Fraction
 from itertools import pairwise
 from typing import Annotated, Literal
 
 from ...loaders import Augmentation, DataOptions, LoaderOptions
+from ...loaders.option_types import check_options, check_range
 from .. import strict_json
 from ..classifier import AttackBN
 from ..errors import UsageError
@@ -19,6 +19,9 @@ from ..models import ModelOptions
 from ..threat import parse_pixels
 from .schedule import ScheduleOptions
 
+
+# Beyond these nothing is meant: typing errors, and numbers of another unit.
+LARGEST_RATE, MOST_EPOCHS, LARGEST_SIDE = 1000, 1_000_000, 4096
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OptimizerOptions:
@@ -37,12 +40,12 @@ class OptimizerOptions:
     """Put the penalty on BatchNorm's scales and shifts too."""
 
     def __post_init__(self) -> None:
-        if not 0 < self.lr < math.inf:
-            raise UsageError(f"optimizer.lr must be a positive number, not {self.lr}")
+        check_options(self, "optimizer", UsageError)
+        if not 0 < self.lr <= LARGEST_RATE:
+            raise UsageError(f"optimizer.lr must be a positive number up to {LARGEST_RATE}, not {self.lr}")
         if not 0 <= self.momentum < 1:
             raise UsageError(f"optimizer.momentum must lie in [0, 1), not {self.momentum}")
-        if not 0 <= self.weight_decay < math.inf:
-            raise UsageError(f"optimizer.weight-decay must not be negative, not {self.weight_decay}")
+        check_range(self.weight_decay, "optimizer.weight-decay", 0, LARGEST_RATE, UsageError)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,11 +63,14 @@ class StageOptions:
 
     def __post_init__(self) -> None:
         for name, smallest in (("epoch", 0), ("image_size", 1), ("batch_size", 2)):
+        check_options(self, "stages", UsageError)
             if getattr(self, name) < smallest:
                 raise UsageError(
                     f"stages.{name.replace('_', '-')} must be at least {smallest}, not {getattr(self, name)}"
                 )
 
+        if self.image_size > LARGEST_SIDE:
+            raise UsageError(f"stages.image-size must be at most {LARGEST_SIDE}, not {self.image_size}")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Recipe:
@@ -136,11 +142,14 @@ class Recipe:
                 raise UsageError(f"{name.replace('_', '-')} must be at least {smallest}, not {getattr(self, name)}")
         _ = self.augmentation  # checks the crops
         if not 0 <= self.seed < 1 << 64:
+        check_options(self, "", UsageError)
             raise UsageError(f"seed must lie in [0, 2**64), not {self.seed}")
         if self.schedule.cycle_momentum and self.optimizer.momentum < 0.1:
             raise UsageError(f"schedule.cycle-momentum needs optimizer.momentum >= 0.1, not {self.optimizer.momentum}")
         if self.weight_average is not None and not 0 < self.weight_average < 1:
             raise UsageError(f"weight-average must lie between 0 and 1, not {self.weight_average}")
+        if self.epochs > MOST_EPOCHS:
+            raise UsageError(f"epochs must be at most {MOST_EPOCHS}, not {self.epochs}")
         if self.data.heldout == 0 and self.select_on == "heldout":
             raise UsageError("data.heldout 0 leaves no images to select the checkpoint on: add --select-on test")
         self._check_stages()

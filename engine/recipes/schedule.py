@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
 
+from ...loaders.option_types import check_options
 from ..errors import UsageError
 
 
@@ -35,11 +36,7 @@ class ScheduleOptions:
     """Move momentum against the learning rate, momentum - 0.1 at its top, as PyTorch's CyclicLR would (cyclic)."""
 
     def __post_init__(self) -> None:
-        if any(isinstance(epoch, bool) or not isinstance(epoch, int) for epoch in self.milestones):
-            raise UsageError(
-                f"schedule.milestones {self.milestones} must be whole epochs: a milestone between two iterations "
-                "would never fire"
-            )
+        check_options(self, "schedule", UsageError)
         if any(epoch < 1 for epoch in self.milestones) or any(a >= b for a, b in pairwise(self.milestones)):
             raise UsageError(f"schedule.milestones {self.milestones} must be positive and increase")
         if not 0 < self.peak < 1:

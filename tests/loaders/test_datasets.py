@@ -177,12 +177,16 @@ def test_the_published_digests_are_used(tmp_path: Path) -> None:
         (DataOptions(name="digits", heldout=1437), "cannot be cut"),
         (DataOptions(name="digits", heldout=-1), "cannot be cut"),
         (DataOptions(name="cifar10", image_size=64), "does not apply"),
-        (DataOptions(name="mnist"), "not a data set"),
     ],
 )
 def test_options_that_do_not_fit(options: DataOptions, message: str) -> None:
     with pytest.raises(DataError, match=message):
         open_dataset(options)
+
+
+def test_a_data_set_that_there_is_not() -> None:
+    with pytest.raises(DataError, match=r"data\.name must be one of digits, .*, not 'mnist'"):
+        DataOptions(name="mnist")  # type: ignore[arg-type]
 
 
 def test_a_training_set_knows_its_records(tmp_path: Path) -> None:
