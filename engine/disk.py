@@ -40,8 +40,9 @@ def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
             with _named(path):
                 os.fsync(descriptor)
     finally:
-        for descriptor in descriptors.values():
-            os.close(descriptor)
+        for path, descriptor in descriptors.items():
+            with _named(path):
+                os.close(descriptor)
     sync_folder(folder)
 
 
