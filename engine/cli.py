@@ -79,12 +79,21 @@ class TrainArguments:
     recipe: Annotated[Recipe, tyro.conf.arg(name="")] = field(default_factory=Recipe)
 
 
-def run_train(argv: Sequence[str]) -> int:
-    """hardfast train RECIPE --out DIR [overrides]"""
+def train_arguments(argv: Sequence[str]) -> TrainArguments:
+    """What the words after `hardfast train` ask for.
+
+    Raises:
+        UsageError, DataError: naming the first that is wrong.
+    """
     name, rest = recipe_name("train", argv)
     recipe = _with_method(recipes.get(name), rest)
     default = TrainArguments(out=tyro.MISSING, method=recipe.method.name, recipe=recipe)
-    asked = parse(TrainArguments, rest, f"hardfast train {name}", default=default)
+    return parse(TrainArguments, rest, f"hardfast train {name}", default=default)
+
+
+def run_train(argv: Sequence[str]) -> int:
+    """hardfast train RECIPE --out DIR [overrides]"""
+    asked = train_arguments(argv)
     outcome = train(asked.recipe, asked.out, device=asked.device, save_minutes=asked.save_minutes)
     if outcome.stopped:
         raise Stopped(f"stopped on request; everything is saved in {outcome.folder}, the same command resumes")
