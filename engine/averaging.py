@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -36,15 +37,26 @@ class WeightAverage:
         self._source: list[Tensor] = list(net.parameters())
         self._average: list[Tensor] = list(self.net.parameters())
         self.steps = torch.zeros((), dtype=torch.float32, device=self._source[0].device)
+        # An average is what SGD on |avg - w|^2 / 2 finds, at the rate 1 - d; fused, it can leave a bad step out.
+        self._share = torch.zeros((), dtype=torch.float32, device=self._source[0].device)
+        self._optimizer = torch.optim.SGD(self._average, lr=self._share, fused=True)
 
     @torch.no_grad()
-    def update(self) -> None:
-        """Takes one step's weights in."""
-        share = 1 - ((1 + self.steps) / (10 + self.steps)).clamp(max=self.decay)
-        difference = torch._foreach_sub(self._source, self._average)
-        torch._foreach_mul_(difference, share.to(difference[0].dtype))
-        torch._foreach_add_(self._average, list(difference))
-        self.steps += 1
+    def update(self, left_out: Tensor) -> None:
+        """Takes one step's weights in.
+
+        Args:
+            left_out: float32 [], 1.0 for a step that changes nothing, from `StepWatch`; 0.0 for others.
+        """
+        torch.sub(1, ((1 + self.steps) / (10 + self.steps)).clamp(max=self.decay), out=self._share)
+        difference = torch._foreach_sub(self._average, self._source)
+        for average, towards in zip(self._average, difference, strict=True):
+            average.grad = towards
+        amp: Any = self._optimizer
+        amp.found_inf = left_out
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        self.steps += 1 - left_out
 
     @torch.no_grad()
     def recompute_statistics(self, batches: Iterable[Tensor]) -> None:

@@ -14,6 +14,7 @@ from .execution import Execution
 from .frozen import FrozenTwin
 from .gradients import at_least_float32, attack_loss, input_gradient
 from .models import Net, channels_last, pad_stem
+from .nonfinite import StepWatch
 from .optimizers import LossScaler
 
 AttackBN = Literal["train", "eval"]
@@ -49,6 +50,7 @@ class Classifier:
 
     Attributes:
         twin: what attacks see; `begin_step` brings it up to date.
+        watch: whether the step at hand is healthy; whatever consumes an input gradient reports to its flag.
         scaler: of the losses that move weights.
     """
 
@@ -65,7 +67,8 @@ class Classifier:
         self.attack_bn = attack_bn
         fold = attack_bn == "eval"
         self.twin = FrozenTwin(net, training=attack_bn == "train", half=self.execution.half, fold=fold)
-        self.scaler = LossScaler(self.execution)
+        self.watch = StepWatch(self.execution.device)
+        self.scaler = LossScaler(self.execution, self.watch)
         compiled = self.execution.compiled
         self.attack_loss = compiled(attack_loss(self._logits_of_twin))
         self._smoothed_loss_of_twin = compiled(self._smoothed_loss_at)
@@ -136,8 +139,7 @@ class Classifier:
             loss, logits = self._training_loss_and_logits(x, labels)
             loss = loss + penalty(logits)
         self.scaler.scale(loss).backward()
-        self.scaler.step(optimizer)
-        self.scaler.update()
+        self.scaler.step(optimizer, loss)
         return loss.detach(), logits.detach()
 
     def _logits_of_twin(self, x: Tensor) -> Tensor:

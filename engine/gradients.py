@@ -70,6 +70,7 @@ def projected_ascent(
     alpha: Fraction,
     bounds: PixelBounds,
     keep_fooled: bool = False,
+    flag: Tensor | None = None,
 ) -> Tensor:
     """Projected gradient ascent with signed steps from x + start: FGSM-RS, PGD-AT, and the evaluation's attacks.
 
@@ -82,14 +83,15 @@ def projected_ascent(
         alpha: step size in [0, 1] pixel units.
         bounds: from `pixel_bounds`, in start's dtype.
         keep_fooled: leave a sample as it is once the net has misclassified it, without leaving the device.
+        flag: int32 [1], set to 1 if the start or a gradient holds NaN or an infinity.
 
     Returns:
         x_adv [N, C, H, W] in start's dtype, detached.
     """
-    x_adv, delta = project(x, start, bounds=bounds)
+    x_adv, delta = project(x, start, bounds=bounds, flag=flag)
     for _ in range(steps):
         gradient, logits = input_gradient(loss_at, x_adv, labels)
-        stepped, moved = signed_step(x, delta, gradient, alpha=alpha, bounds=bounds)
+        stepped, moved = signed_step(x, delta, gradient, alpha=alpha, bounds=bounds, flag=flag)
         if keep_fooled:
             resists = (logits.argmax(dim=1) == labels)[:, None, None, None]
             stepped, moved = torch.where(resists, stepped, x_adv), torch.where(resists, moved, delta)

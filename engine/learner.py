@@ -7,6 +7,7 @@ from torch import Tensor
 
 from .averaging import WeightAverage
 from .classifier import Classifier, Penalty
+from .optimizers import moved_by
 
 
 class Tally:
@@ -15,10 +16,14 @@ class Tally:
     def __init__(self, device: torch.device) -> None:
         self.sums = torch.zeros(3, dtype=torch.float64, device=device)  # loss, right answers, images
 
-    def add(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
-        """Counts one batch: its mean loss [] and its logits [N, K] on the adversarial images."""
+    def add(self, loss: Tensor, logits: Tensor, labels: Tensor, left_out: Tensor) -> None:
+        """Counts one batch: its mean loss [] and its logits [N, K] on the adversarial images; none where `left_out`.
+
+        `left_out` is float32 [], 1.0 for a step that changes nothing, from `StepWatch`.
+        """
         right = (logits.argmax(dim=1) == labels).sum()
-        self.sums += torch.stack([loss * len(labels), right, torch.full_like(right, len(labels))]).to(self.sums)
+        counts = torch.stack([loss * len(labels), right, torch.full_like(right, len(labels))]).to(self.sums)
+        self.sums += torch.where(left_out > 0, 0, counts)
 
     def read(self) -> tuple[float, float]:
         """(mean loss, accuracy in percent); waits for the device."""
@@ -50,8 +55,14 @@ class Learner:
         self.classifier, self.optimizer, self.tally, self.average = classifier, optimizer, tally, average
 
     def descend(self, x: Tensor, labels: Tensor, *, penalty: Penalty | None = None) -> None:
-        """One step of the weights against the loss at x; see `Classifier.descend`."""
+        """One step of the weights against the loss at x, of their average and the tally; none of a bad step."""
         loss, logits = self.classifier.descend(self.optimizer, x, labels, penalty=penalty)
+        left_out = self.classifier.watch.left_out
         if self.average is not None:
-            self.average.update()
-        self.tally.add(loss, logits, labels)
+            self.average.update(left_out)
+        self.tally.add(loss, logits, labels, left_out)
+
+    def moved(self) -> list[Tensor]:
+        """All that a descent changes but the classifier's buffers: weights, momenta, the average, the tally."""
+        average = [] if self.average is None else [*self.average.net.parameters(), self.average.steps]
+        return [*moved_by(self.optimizer), *average, self.tally.sums]

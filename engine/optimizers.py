@@ -1,4 +1,4 @@
-"""The optimisers of a step, ready for CUDA graphs on a GPU, and the loss scaling of fp16."""
+"""The optimisers of a step, which leave out bad updates without asking the host, and the loss scaling of fp16."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .execution import Execution
+from .nonfinite import StepWatch
 
 
 def make_sgd(
@@ -16,9 +17,10 @@ def make_sgd(
 ) -> torch.optim.SGD:
     """SGD without Nesterov's correction over every parameter; BatchNorm's are decayed if `decay_norms`.
 
-    On a GPU it is one fused kernel, and the learning rate lies on the device, where a captured graph reads it. The
-    momenta begin at zero, which gives the same first step as none: torch's fused SGD would allocate them in its first
-    step, and where loss scaling leaves that step out, go on with whatever that memory held.
+    It is fused, which is what can leave out an update that the device finds bad; on a GPU one kernel, and the learning
+    rate lies on the device, where a captured graph reads it. The momenta begin at zero, which gives the same first step
+    as none: torch's fused SGD would allocate them in its first step, and where that step is left out, go on with
+    whatever that memory held.
     """
     cuda = execution.device.type == "cuda"
     rate = torch.tensor(lr, device=execution.device) if cuda else lr
@@ -30,7 +32,7 @@ def make_sgd(
             {"params": [p for p in net.parameters() if p not in known]},
             {"params": norms, "weight_decay": 0.0},
         ]
-    optimizer = torch.optim.SGD(groups, lr=rate, momentum=momentum, weight_decay=weight_decay, fused=_fused(execution))
+    optimizer = torch.optim.SGD(groups, lr=rate, momentum=momentum, weight_decay=weight_decay, fused=True)
     if momentum:
         for parameter in net.parameters():
             optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
@@ -38,15 +40,23 @@ def make_sgd(
 
 
 def make_adam(net: nn.Module, execution: Execution, *, lr: float, weight_decay: float) -> torch.optim.Adam:
-    """Adam with a constant learning rate over every parameter; on a GPU one fused kernel that counts its own steps."""
-    return torch.optim.Adam(
-        net.parameters(), lr=lr, weight_decay=weight_decay, fused=_fused(execution), capturable=execution.capture
+    """Adam with a constant learning rate over every parameter; fused, and its state exists before its first step."""
+    optimizer = torch.optim.Adam(
+        net.parameters(), lr=lr, weight_decay=weight_decay, fused=True, capturable=execution.capture
     )
+    for parameter in net.parameters():
+        optimizer.state[parameter] |= {
+            "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
+            "exp_avg": torch.zeros_like(parameter),
+            "exp_avg_sq": torch.zeros_like(parameter),
+        }
+    return optimizer
 
 
-def _fused(execution: Execution) -> bool | None:
-    """On a GPU, and for fp16: only the fused optimisers unscale gradients and skip a step without asking the host."""
-    return True if execution.device.type == "cuda" or execution.precision == "fp16" else None
+def moved_by(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    """All that a step of an optimiser changes: its parameters, and their momenta or moments and step counts."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    return [*parameters, *(value for p in parameters for value in optimizer.state[p].values())]
 
 
 def set_momentum(optimizer: torch.optim.Optimizer, value: float) -> None:
@@ -65,57 +75,83 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:
 
 
 class LossScaler:
-    """Keeps fp16 gradients above the smallest fp16 number; passes everything through in other precisions.
+    """Steps optimisers where their gradients are finite, and keeps those of fp16 above its smallest number.
 
-    torch's GradScaler, which never waits for the device where the optimisers are fused, with a floor: after a row of
-    skipped steps the scale would fall to zero, and the next healthy step would write NaN into every weight.
+    It scales the loss by torch's GradScaler's rule, halving at every step whose scaled gradients overflow and doubling
+    after 2,000 without one, with a floor: after a row of skipped steps the scale would fall to zero, and the next
+    healthy step would write NaN into every weight. In other precisions nothing is scaled.
+
+    Args:
+        execution: in which precision, and where.
+        watch: told of every loss and gradient; asked whether an update is to be made.
+
+    Attributes:
+        enabled: whether losses are scaled.
     """
 
-    FLOOR = 2.0**-10
+    FLOOR, FIRST, CEILING, HEALTHY_STEPS = 2.0**-10, 2.0**16, 2.0**100, 2000
 
-    def __init__(self, execution: Execution) -> None:
-        self.enabled = execution.precision == "fp16"
-        self._scaler = torch.amp.GradScaler(execution.device.type, enabled=self.enabled)
-        self._one = torch.ones((), device=execution.device)
+    def __init__(self, execution: Execution, watch: StepWatch) -> None:
+        self.enabled, self.watch = execution.precision == "fp16", watch
+        self._scale = torch.full((), self.FIRST, device=execution.device)
+        self._healthy_steps = torch.zeros((), device=execution.device)
 
     @property
     def at_floor(self) -> bool:
         """Whether the scale is as low as it goes: steps are being left out. Waits for the device."""
-        return self.enabled and self.tensors()["scale"].item() <= self.FLOOR
+        return self.enabled and self._scale.item() <= self.FLOOR
 
     def scale(self, loss: Tensor) -> Tensor:
         """The loss to differentiate."""
-        scaled: Tensor = self._scaler.scale(loss)
-        return scaled
+        return loss * self._scale if self.enabled else loss
 
-    def step(self, optimizer: torch.optim.Optimizer) -> None:
-        """An optimiser's step with unscaled gradients; none if one of them is not finite."""
-        self._scaler.step(optimizer)
+    def step(self, optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
+        """A fused optimiser's step with unscaled gradients; none if the step is already bad, or they or the loss are.
 
-    def update(self) -> None:
-        """The scale of the next step; after the last optimiser of this one."""
-        self._scaler.update()
+        Args:
+            optimizer: from `make_sgd` or `make_adam`, after the backward pass of `scale(loss)`.
+            loss: what was differentiated, before scaling.
+        """
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         if self.enabled:
-            self._scaler.update(self.scale(self._one).clamp(min=self.FLOOR))
+            self.watch.observe(loss)  # first: a loss that is not finite is no overflow of the scale
+            self.watch.observe_scaled(gradients)
+        else:
+            self.watch.observe_in_place([*gradients, loss])
+        # As torch's GradScaler does: with found_inf at 1 a fused optimiser changes nothing, step counts included.
+        amp: Any = optimizer
+        amp.found_inf, amp.grad_scale = self.watch.left_out, self._scale if self.enabled else None
+        optimizer.step()
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """The scale of the next step, at the end of this one; a flagged step leaves it as it is.
+
+        At the floor an overflow is flagged: what halving does not cure is no everyday event any more.
+        """
+        if not self.enabled:
+            return
+        self.watch.count_overflow(self._scale <= self.FLOOR)
+        flagged, overflowed = self.watch.flag[0] > 0, self.watch.overflow[0] > 0
+        healthy_steps = self._healthy_steps + 1
+        grown = healthy_steps >= self.HEALTHY_STEPS
+        scale = torch.where(overflowed, self._scale / 2, torch.where(grown, self._scale * 2, self._scale))
+        scale = scale.clamp(self.FLOOR, self.CEILING)
+        self._scale.copy_(torch.where(flagged, self._scale, scale))
+        kept = torch.where(overflowed | grown, 0, healthy_steps)
+        self._healthy_steps.copy_(torch.where(flagged, self._healthy_steps, kept))
 
     def tensors(self) -> dict[str, Tensor]:
         """What is saved, on the CPU; waits for the device. Empty where nothing is scaled."""
-        state = self._scaler.state_dict()
+        if not self.enabled:
+            return {}
         return {
-            name: torch.tensor(float(state[key]), dtype=torch.float64)
-            for name, key in (("scale", "scale"), ("healthy_steps", "_growth_tracker"))
-            if state
+            "scale": self._scale.to("cpu", torch.float64),
+            "healthy_steps": self._healthy_steps.to("cpu", torch.float64),
         }
-
-    def renew(self) -> None:
-        """Forgets a step that an error has left half done; the scale stays."""
-        tensors = self.tensors()
-        self._scaler = torch.amp.GradScaler(self._one.device.type, enabled=self.enabled)
-        self.restore(tensors)
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
         """The inverse of `tensors`, in place."""
         if self.enabled:
-            state = self._scaler.state_dict()
-            state |= {"scale": tensors["scale"].item(), "_growth_tracker": int(tensors["healthy_steps"].item())}
-            self._scaler.load_state_dict(state)
+            self._scale.copy_(tensors["scale"])
+            self._healthy_steps.copy_(tensors["healthy_steps"])

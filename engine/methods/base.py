@@ -93,8 +93,16 @@ class Setting:
     def ascend(self, batch: Batch, start: Tensor, *, steps: int, alpha: Fraction, bounds: PixelBounds) -> Tensor:
         """x_adv after `steps` signed steps from x + start, start and every step projected."""
         with phase("adversarial gradient"):
-            ascended = self.classifier.attack_loss
-            return projected_ascent(ascended, batch.x, batch.label, start, steps=steps, alpha=alpha, bounds=bounds)
+            return projected_ascent(
+                self.classifier.attack_loss,
+                batch.x,
+                batch.label,
+                start,
+                steps=steps,
+                alpha=alpha,
+                bounds=bounds,
+                flag=self.classifier.watch.flag,
+            )
 
 
 class Method:
@@ -114,8 +122,9 @@ class Method:
     def craft(self, batch: Batch, position: Position) -> Tensor:
         """x_adv [N, C, H, W] in the setting's dtype, detached, for one clean batch.
 
-        May leave statistics of its own in `metrics`. Never leaves a gradient in the classifier's parameters, and never
-        waits for the device. What it does may depend on the position through `kind` alone.
+        What consumes an input gradient here reports to the flag of the classifier's watch, by the kernels' `flag`: a
+        sign swallows NaN. May leave statistics of its own in `metrics`. Never leaves a gradient in the classifier's
+        parameters, and never waits for the device. What it does may depend on the position through `kind` alone.
         """
         raise NotImplementedError
 
@@ -124,6 +133,14 @@ class Method:
         x_adv = self.craft(batch, position)
         with phase("update"):
             learner.descend(x_adv, batch.label)
+
+    def early(self, position: Position, learner: Learner) -> list[Tensor]:
+        """What a step of this kind changes, in place, before it is known to be healthy: put back where it is not.
+
+        Descents of the learner need not be named unless they are several, nor the classifier's buffers. What is
+        written after the last descent can be kept from changing instead, by the watch's `left_out`.
+        """
+        return []
 
     def begin_epoch(self, epoch: int, seed: int) -> None:
         """Before the first step of an epoch, outside of any captured graph; `seed` is that of what training draws."""

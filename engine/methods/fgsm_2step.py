@@ -58,6 +58,7 @@ class Fgsm2Step(Method):
             gradient = setting.classifier.input_gradient(to_float(x, setting.dtype), y)
         with phase("adversarial gradient"):
             clean = setting.no_perturbation(batch)
-            start, eta = signed_step(x, clean, gradient, alpha=self.first, bounds=self.bounds)
+            flag = setting.classifier.watch.flag
+            start, eta = signed_step(x, clean, gradient, alpha=self.first, bounds=self.bounds, flag=flag)
             gradient = setting.classifier.input_gradient(start, y)
-            return signed_step(x, eta, gradient, alpha=self.alpha, bounds=self.bounds, keep_delta=False)
+            return signed_step(x, eta, gradient, alpha=self.alpha, bounds=self.bounds, flag=flag, keep_delta=False)

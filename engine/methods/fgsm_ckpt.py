@@ -59,11 +59,11 @@ class FgsmCkpt(Method):
 
     def craft(self, batch: Batch, position: Position) -> Tensor:
         setting, x, y = self.setting, batch.x, batch.label
-        classifier = setting.classifier
+        classifier, flag = setting.classifier, setting.classifier.watch.flag
         with phase("adversarial gradient"):
             start, noise = project(x, setting.noise(batch), bounds=self.bounds)
             gradient, logits = input_gradient(classifier.attack_loss, start, y)
-            x_adv, delta = signed_step(x, noise, gradient, alpha=self.alpha, bounds=self.bounds)
+            x_adv, delta = signed_step(x, noise, gradient, alpha=self.alpha, bounds=self.bounds, flag=flag)
             for part in range(self.checkpoints - 1, 0, -1):  # downwards: the shortest that fools is chosen last
                 shorter, _ = project(x, delta * (part / self.checkpoints), bounds=self.bounds)
                 x_adv = torch.where(self._right(classifier.attack_logits(shorter), y), x_adv, shorter)

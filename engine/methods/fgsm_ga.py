@@ -68,8 +68,15 @@ class FgsmGa(Method):
             else:
                 gradient = setting.classifier.input_gradient(clean, y)
         with phase("adversarial gradient"):
-            start = setting.no_perturbation(batch)
-            x_adv = signed_step(x, start, gradient.detach(), alpha=self.alpha, bounds=self.bounds, keep_delta=False)
+            x_adv = signed_step(
+                x,
+                setting.no_perturbation(batch),
+                gradient.detach(),
+                alpha=self.alpha,
+                bounds=self.bounds,
+                flag=setting.classifier.watch.flag,
+                keep_delta=False,
+            )
 
         def misalignment(logits: Tensor) -> Tensor:
             noisy = self._gradient_with_graph(clean + setting.noise(batch), y)

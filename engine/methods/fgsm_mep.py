@@ -109,23 +109,24 @@ class FgsmMep(Method):
             at_start = classifier.logits_with_graph(start)
             loss = classifier.smoothed_cross_entropy(at_start, y) * len(y)
             (gradient,) = torch.autograd.grad(loss, start, retain_graph=True)
-            momentum = self._followed(gradient, self.momentum[batch.index])
-            x_adv = signed_step(x, delta, gradient, alpha=self.alpha, bounds=self.bounds, keep_delta=False)
-            _, following = signed_step(x, delta, momentum, alpha=self.alpha, bounds=self.bounds)
-            self.momentum[batch.index] = momentum
-            self.delta[batch.index] = following
+            before = self.momentum[batch.index]
+            momentum, flag = self._followed(gradient, before), classifier.watch.flag
+            x_adv = signed_step(x, delta, gradient, alpha=self.alpha, bounds=self.bounds, flag=flag, keep_delta=False)
+            _, following = signed_step(x, delta, momentum, alpha=self.alpha, bounds=self.bounds, flag=flag)
 
         def inconsistency(logits: Tensor) -> Tensor:
             return options.consistency * F.mse_loss(logits, at_start)
 
         with phase("update"):
             learner.descend(x_adv, y, penalty=inconsistency)
+            left_out = classifier.watch.left_out > 0
+            self.momentum[batch.index] = torch.where(left_out, before, momentum)
+            self.delta[batch.index] = torch.where(left_out, delta, following)
 
     def _followed(self, gradient: Tensor, momentum: Tensor) -> Tensor:
-        """The new momentum: the gradient over its L1 norm in the batch; left out where an fp16 pass has overflowed."""
+        """The new momentum: the gradient over its L1 norm in the batch."""
         norm = gradient.abs().sum()
-        usable = norm.isfinite() & (norm > 0)
-        return torch.where(usable, gradient / norm, 0) + self.options.momentum * momentum
+        return torch.where(norm > 0, gradient / norm, 0) + self.options.momentum * momentum
 
     def state(self) -> dict[str, Tensor]:
         return {"delta": self.delta, "momentum": self.momentum}

@@ -19,9 +19,10 @@ from ...loaders.option_types import check_options, check_range
 from ..classifier import placed
 from ..errors import UsageError
 from ..frozen import FrozenTwin
+from ..learner import Learner
 from ..markers import HIDDEN
 from ..models import GeneratorResolution, GeneratorVariant, build_generator, seeded_initialisation
-from ..optimizers import make_adam
+from ..optimizers import make_adam, moved_by
 from ..phases import phase
 from .base import LARGEST_WEIGHT, Method, MethodTraits, Position, Setting, check_count
 
@@ -59,8 +60,8 @@ class FgsmSdiOptions(MethodTraits):
     """Adam's weight decay for the generator."""
 
     def __post_init__(self) -> None:
-        check_count(self.k, "method.k")
         check_options(self, "method", UsageError)
+        check_count(self.k, "method.k")
         check_count(self.generator_width, "method.generator-width", most=4096)
         if not 0 < self.generator_lr <= LARGEST_WEIGHT:
             raise UsageError(
@@ -107,6 +108,7 @@ class FgsmSdi(Method):
 
     def craft(self, batch: Batch, position: Position) -> Tensor:
         classifier, x, y = self.setting.classifier, batch.x, batch.label
+        flag = classifier.watch.flag
         with phase("clean gradient"):
             gradient = classifier.input_gradient(to_float(x, self.setting.dtype), y)  # line 3; next, its sign is taken
         with phase("generator"):
@@ -116,16 +118,19 @@ class FgsmSdi(Method):
                 inputs=self.options.inputs,
                 channels=self.seen_channels,
                 dtype=classifier.execution.half or self.setting.dtype,
+                flag=flag,
             )
         if self.kind(position):  # line 4
             with phase("generator update"):
                 self.update_generator(x, y, seen)  # lines 5 to 7
         with phase("generator"), torch.no_grad():
             self.twin.refresh()
-            eta, start = initial_point(x, self.propose(seen), epsilon=self.setting.epsilon)  # line 8
+            eta, start = initial_point(x, self.propose(seen), epsilon=self.setting.epsilon, flag=flag)  # line 8
         with phase("adversarial gradient"):
             gradient = classifier.input_gradient(start, y)
-            return signed_step(x, eta, gradient, alpha=self.alpha, bounds=self.bounds, keep_delta=False)  # line 9, 10
+            return signed_step(  # lines 9 and 10
+                x, eta, gradient, alpha=self.alpha, bounds=self.bounds, flag=flag, keep_delta=False
+            )
 
     def update_generator(self, x: Tensor, y: Tensor, seen: Tensor) -> None:
         """theta ascends L(f(x + delta), y), lines 5 to 7: through eta and the clip mask alone.
@@ -133,14 +138,14 @@ class FgsmSdi(Method):
         The classifier's twin has no weight gradients, and the sign in delta is a constant, so d(delta)/d(eta) is 1
         where the step was not clipped and 0 elsewhere.
         """
-        classifier = self.setting.classifier
-        eta, start = initial_point(x, self.propose_with_gradient(seen), epsilon=self.setting.epsilon)
+        classifier, flag = self.setting.classifier, self.setting.classifier.watch.flag
+        eta, start = initial_point(x, self.propose_with_gradient(seen), epsilon=self.setting.epsilon, flag=flag)
         gradient = classifier.input_gradient(start, y)
-        x_adv = signed_step(x, eta, gradient, alpha=self.alpha, bounds=self.bounds, keep_delta=False)
+        x_adv = signed_step(x, eta, gradient, alpha=self.alpha, bounds=self.bounds, flag=flag, keep_delta=False)
         loss = classifier.smoothed_loss(x_adv, y)
         self.optimizer.zero_grad(set_to_none=True)
         classifier.scaler.scale(-loss).backward()
-        classifier.scaler.step(self.optimizer)
+        classifier.scaler.step(self.optimizer, loss)
         self.generator_loss.copy_(loss.detach())
 
     def _of_twin(self, seen: Tensor) -> Tensor:
@@ -152,6 +157,11 @@ class FgsmSdi(Method):
         with self.setting.classifier.execution.autocast():
             raw: Tensor = self.generator(seen)
         return raw
+
+    def early(self, position: Position, learner: Learner) -> list[Tensor]:
+        if not self.kind(position):
+            return []
+        return [*moved_by(self.optimizer), *self.generator.buffers(), self.generator_loss]
 
     def nets(self) -> dict[str, nn.Module]:
         return {"generator": self.generator}

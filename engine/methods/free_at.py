@@ -10,13 +10,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
-import torch
 from torch import Tensor
 
 from ...kernels import project, signed_step
+from ...loaders import Batch
 from ...loaders.option_types import check_options
 from ..errors import UsageError
-from ...loaders import Batch
 from ..learner import Learner
 from ..markers import HIDDEN
 from ..phases import phase
@@ -59,18 +58,21 @@ class FreeAt(Method):
         self.delta = self.setting.zeros(batch_size, image)
 
     def step(self, batch: Batch, position: Position, learner: Learner) -> None:
-        x_adv, delta = project(batch.x, self.delta, bounds=self.bounds)
+        watch = learner.classifier.watch
+        x_adv, delta = project(batch.x, self.delta, bounds=self.bounds, flag=watch.flag)
+        # The gradient that moves delta is the scaled loss's where there is a scale, and overflows with it.
+        flag = watch.overflow if learner.classifier.scaler.enabled else watch.flag
         for _ in range(self.replays):
             with phase("update"):
                 x_adv.requires_grad_()
                 learner.descend(x_adv, batch.label)
             gradient = x_adv.grad
             assert gradient is not None
-            # The update of a pass that overflowed is left out, and its gradient must not stay in delta either.
-            if learner.classifier.scaler.enabled:
-                gradient = torch.nan_to_num(gradient, nan=0.0, posinf=0.0, neginf=0.0)
-            x_adv, delta = signed_step(batch.x, delta, gradient, alpha=self.alpha, bounds=self.bounds)
+            x_adv, delta = signed_step(batch.x, delta, gradient, alpha=self.alpha, bounds=self.bounds, flag=flag)
         self.delta.copy_(delta)
+
+    def early(self, position: Position, learner: Learner) -> list[Tensor]:
+        return [self.delta, *learner.moved()]
 
     def state(self) -> dict[str, Tensor]:
         return {"delta": self.delta}

@@ -30,7 +30,7 @@ def test_the_average_is_the_formula() -> None:
         with torch.no_grad():
             for p in net.parameters():
                 p += torch.randn_like(p)
-        average.update()
+        average.update(torch.zeros(()))
         decay = min(0.5, (1 + t) / (10 + t))
         wanted = [decay * mean + (1 - decay) * p.detach() for mean, p in zip(wanted, net.parameters(), strict=True)]
     for mean, ours in zip(wanted, average.net.parameters(), strict=True):
