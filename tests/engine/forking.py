@@ -18,7 +18,7 @@ from pathlib import Path
 def main() -> None:
     """Serves until its input ends."""
     import safetensors.torch  # noqa: F401  # all that `hardfast train` and `evaluate` import on their way
-    import torch._dynamo
+    import torch._dynamo  # noqa: F401
     import tqdm  # noqa: F401
 
     with suppress(ModuleNotFoundError):
