@@ -11,10 +11,27 @@ from typing import TypeVar
 
 import tyro
 
+from ..loaders.option_types import LONGEST_SHOWN, LONGEST_TEXT, shown
 from .errors import UsageError
 
 Arguments = TypeVar("Arguments")
 MEANT = 3  # options that one mistake may have meant
+QUOTES, DASHES = "'\"", "-\u2010\u2013\u2014"
+# What tyro says of values, in the words of someone who types them.
+_PLAINER = (
+    (r"^Error parsing recipe[\w.]*: ", ""),
+    (rf"(base 10: |to float: |invalid choice )'([^']{{{LONGEST_SHOWN}}})[^']*('|$)", r"\1'\2...'"),
+    (r"^Error parsing (--\S+): invalid literal for int\(\) with base 10: ", r"\1 must be a whole number, not "),
+    (r"^Error parsing (--\S+): Exceeds the limit.*", r"\1 must be a whole number of fewer digits"),
+    (r"^Error parsing (--\S+): could not convert string to float: ", r"\1 must be a number, not "),
+    (
+        r"^Error parsing (--\S+): no type matching (.+?) could be instantiated from \[(.*?)\]\. Got errors: .*",
+        r"\1 must be \2, not \3",
+    ),
+    (r"^Error parsing (--\S+): Could not find valid parse for arguments: \[(.*?)\].*", r"\1 cannot be read from \2"),
+    (r"^[Mm]issing value for argument '(--\S+)'\. Expected \d+ values?", r"\1 needs a value behind it"),
+    (r"^invalid choice (.*) for argument '(--\S+)'\. Expected one of \((.*?),?\)", r"\2 must be one of \3, not \1"),
+)
 _CONFIG = (tyro.conf.AvoidSubcommands,)
 
 
@@ -28,8 +45,9 @@ def parse(kind: type[Arguments], argv: Sequence[str], program: str, *, default: 
         default: values of the options that are not given.
 
     Raises:
-        UsageError: an unknown option, a missing one, or a value of the wrong type.
+        UsageError: an unknown option, a missing one, one that is given twice, or a value of the wrong type.
     """
+    _check_words(argv)
     said = io.StringIO()
     try:
         if "-h" in argv or "--help" in argv:
@@ -39,7 +57,7 @@ def parse(kind: type[Arguments], argv: Sequence[str], program: str, *, default: 
     except SystemExit as stop:
         if not stop.code:
             raise
-        raise UsageError(_one_line(said.getvalue(), kind, program, default)) from None
+        raise UsageError(_one_line(said.getvalue(), kind, argv, program, default)) from None
 
 
 def _parse(kind: type[Arguments], argv: Sequence[str], program: str, default: Arguments | None) -> Arguments:
@@ -48,21 +66,43 @@ def _parse(kind: type[Arguments], argv: Sequence[str], program: str, default: Ar
     return tyro.cli(kind, prog=program, args=list(argv), config=_CONFIG, default=default)
 
 
-def _one_line(box: str, kind: type[Arguments], program: str, default: Arguments | None) -> str:
+def _check_words(argv: Sequence[str]) -> None:
+    """Refuses what tyro would take in silence: an option that is given twice, of which it takes the last."""
+    given: dict[str, str] = {}
+    option = "the first word"
+    for word in argv:
+        if word.startswith("--"):
+            option = word.partition("=")[0]
+            same = option.replace("_", "-").replace("--no-", "--").replace(".no-", ".")
+            if len(same) > 2 and given.setdefault(same, word) is not word:
+                raise UsageError(f"{shown(option).strip(QUOTES)} is given twice: give it once")
+        if len(word) > LONGEST_TEXT or "\0" in word:
+            raise UsageError(f"{shown(option).strip(QUOTES)}: {shown(word)} is too long, or holds NUL: check the value")
+
+
+def _one_line(box: str, kind: type[Arguments], argv: Sequence[str], program: str, default: Arguments | None) -> str:
     """The cause and the fix out of tyro's box."""
     lines = [re.sub(r"[╭╮╰╯│─]", " ", line).strip() for line in box.splitlines()]
     lines = [line for line in lines if line and not set(line) <= {"-", " "}]
     title, body = (lines[0], lines[1:]) if lines else ("wrong arguments", [])
     if unknown := re.search(r"Unrecognized options: (\S+?),?(?:\s|$)", " ".join(body)):
+        if unknown[1][0] not in DASHES and (before := _option_before(unknown[1], argv)):
+            return f"{before} takes no '{unknown[1]}': see `{program} --help`"
         return f"{program} has no option '{unknown[1]}': {_hint(unknown[1], _options(kind, program, default), program)}"
     if title.startswith("Required"):
         missing = [line.split()[0] for line in body if line.startswith("--") or line.isupper()]
         return f"{program} needs {' and '.join(missing) or 'more arguments'}: see `{program} --help`"
-    cause = " ".join(
-        body[: next((i for i, line in enumerate(body) if line.startswith(("Argument help", "For full"))), 3)]
-    )
-    cause = re.sub(r"^Error parsing recipe[\w.]*: ", "", cause)
+    ends = (i for i, line in enumerate(body) if line.startswith(("Argument help", "For full")))
+    cause = " ".join(body[: next(ends, len(body))])
+    for pattern, words in _PLAINER:
+        cause = re.sub(pattern, words, cause)
     return f"{cause.rstrip('.')}: see `{program} --help`"
+
+
+def _option_before(word: str, argv: Sequence[str]) -> str | None:
+    """The option that a value too many stands behind, as it was typed; None where there is none."""
+    before = argv[: argv.index(word)] if word in argv else []
+    return next((option.partition("=")[0] for option in reversed(before) if option.startswith("--")), None)
 
 
 def _hint(unknown: str, options: Sequence[str], program: str) -> str:

@@ -45,6 +45,8 @@ class RunFolder:
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
         self.store = CheckpointStore(self.path / "checkpoints")
+        if not str(path) or "\0" in str(path):
+            raise UsageError(f"--out {shown(str(path))} is not the name of a folder: choose another")
 
     @property
     def config(self) -> Path:

@@ -6,6 +6,7 @@ import json
 import math
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from ..loaders.option_types import LONGEST_SHOWN, shown
 from .errors import UsageError
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ def load(kind: type[Kind], text: str, source: str, *, error: type[UsageError], f
     except ValidationError as problem:
         first = problem.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the file"
+        where = where if len(where) <= LONGEST_SHOWN else shown(where)
         raise error(" ".join(f"{source}: {where}: {first['msg']}; {fix}".split())) from None
     missing = _first_missing(json.loads(dump(value)), plain(text, source, error=error))
     if missing is not None:
@@ -65,9 +67,11 @@ def plain(text: str, source: str, *, error: type[UsageError]) -> Any:
     """
 
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) != len(pairs):
-            raise ValueError("a key stands there twice")
+        found: dict[str, Any] = {}
+        for name, value in pairs:
+            if name in found:
+                raise ValueError(f"the key {shown(name)} stands there twice: keep the right one")
+            found[name] = value
         return found
 
     def finite(word: str) -> float:
