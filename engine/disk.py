@@ -67,10 +67,13 @@ def sync_folder(folder: Path) -> None:
 
 def remove(path: Path) -> None:
     """Removes a folder with all that it holds, or a file, or a link but not what it leads to."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink()
+    try:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+    except OSError as error:  # of a file in it, it has the name alone
+        raise OSError(error.errno, error.strerror, str(path)) from None
 
 
 def digest(path: Path) -> tuple[int, str]:

@@ -124,6 +124,7 @@ class Faults:
         self.points: list[str] = []  # of the save at hand
         self.armed = False
         self._paths: dict[int, str] = {}
+        self._written: set[int] = set()  # descriptors of files that are written
         self._real = {name: getattr(os, name) for name in WRAPPED}
         for name in WRAPPED:
             setattr(os, name, self._wrapper(name))
@@ -135,18 +136,22 @@ class Faults:
             if name == "open" and not words[1] & os.O_CREAT:  # to read or to sync
                 descriptor = real(*words, **options)
                 self._paths[descriptor] = str(words[0])
+                self._written.discard(descriptor)
                 return descriptor
+            if name == "close" and words[0] not in self._written:
+                return real(*words, **options)
             here = len(self.points)
             self.points.append(self._called(name, words))
             due = self.armed and here == self.request.point
             if due and self.request.when == "before":
-                self._strike()
+                self._strike(words[0], *(words[1:2] if name == "rename" else ()))
             if due and self.request.when == "half":
                 real(words[0], words[1][: len(words[1]) // 2])
                 self._strike()
             found = real(*words, **options)
             if name == "open":
                 self._paths[found] = str(words[0])
+                self._written.add(found)
             if due and self.request.when == "after":
                 self._strike()
             return found
@@ -155,14 +160,19 @@ class Faults:
 
     def _called(self, name: str, words: tuple[Any, ...]) -> str:
         paths = [self._paths.get(word, "?") if isinstance(word, int) else str(word) for word in words[:2]]
-        return " to ".join([f"{name} {role(paths[0])}", *([role(paths[1])] if name == "rename" else [])])
+        called = ["store" if path == self.request.folder else role(path) for path in paths]
+        return f"{name} {called[0]} to {called[1]}" if name == "rename" else f"{name} {called[0]}"
 
-    def _strike(self) -> None:
+    def _strike(self, *paths: Any) -> None:
+        """Kills, or raises as the system does: with the path that the call was given, if it was given one."""
         self.armed = False
         self.note("fired", f"{self.request.when} {self.points[-1]}")
         if not self.request.error:
             os.kill(os.getpid(), signal.SIGKILL)
-        raise OSError(self.request.error, os.strerror(self.request.error))
+        error = OSError(self.request.error, os.strerror(self.request.error))
+        if paths and not isinstance(paths[0], int):
+            error.filename, error.filename2 = str(paths[0]), str(paths[1]) if len(paths) > 1 else None
+        raise error
 
     def note(self, kind: str, line: str) -> None:
         """Adds a line to a file of the notes, by the real functions."""
