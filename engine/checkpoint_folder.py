@@ -131,7 +131,12 @@ def _entries(content: bytes, path: Path) -> dict[str, tuple[int, str]]:
         if not isinstance(entry, dict) or list(entry) != ["size", "sha256"]:
             raise CheckpointError(f"{path} is damaged: '{name}' has not just a size and a sha256")
         size, sha256 = entry["size"], entry["sha256"]
-        if type(size) is not int or size < 0 or not isinstance(sha256, str) or not SHA256.fullmatch(sha256):
+        if (
+            type(size) is not int
+            or not 0 <= size < 1 << 63
+            or not isinstance(sha256, str)
+            or not SHA256.fullmatch(sha256)
+        ):
             raise CheckpointError(f"{path} is damaged: '{name}' has a size or sha256 that no file can have")
     found = {name: (entry["size"], entry["sha256"]) for name, entry in entries.items()}
     if _manifest(found) != content:
