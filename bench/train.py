@@ -19,7 +19,6 @@ from ..engine.evaluation.autoattack import check_available
 from ..engine.execution import Mode, choose_execution
 from ..engine.recipes.recipe import Recipe
 from ..engine.run import Preparation, Run
-from ..engine.signals import StopRequest
 from ..engine.tables.compare import mean_and_deviation
 from ..engine.trainer import train_epoch
 from ..loaders import Dataset, in_memory
@@ -189,13 +188,16 @@ def train_once(
 
 def _train(run: Run) -> float:
     """All epochs; returns the last one's mean loss."""
-    nobody, loss = StopRequest(), math.nan  # outside its context it never asks: a signal ends the benchmark at once
+
+    def check() -> None:
+        if any(run.watch.read()):  # left out: the tally does not know of it
+            raise Diverged(f"training diverged in epoch {run.at.epoch + 1}: try a larger --batch")
+
+    loss = math.nan
     while run.at.epoch < run.recipe.epochs:
         with run.execution.numerics():
-            train_epoch(run, nobody)
+            train_epoch(run, poll=check, pause=lambda: False)  # a signal ends the benchmark at once
         loss, _ = run.tally.read()
-        if not math.isfinite(loss):
-            raise Diverged(f"training diverged in epoch {run.at.epoch + 1} (loss {loss:.3g}): try a larger --batch")
         run.tally.clear()
         run.at.epoch, run.at.step = run.at.epoch + 1, 0
     return loss

@@ -103,13 +103,15 @@ class CheckpointStore:
             return verified(_aside(path))
 
     def prune(self, keep: set[int]) -> None:
-        """Removes every checkpoint but those of the given steps, once the newest of these has been read back.
+        """Removes every checkpoint but those of the given steps, once the newest of these has been read back; all of
+        them if none is given.
 
         Raises:
             CheckpointError: it is damaged; nothing is removed.
             OSError: one could not be removed.
         """
-        self.open(self.path(max(keep)))
+        if keep:
+            self.open(self.path(max(keep)))
         for step in self._steps():
             if step not in keep:
                 for path in (self.path(step), _aside(self.path(step))):

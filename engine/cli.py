@@ -16,7 +16,7 @@ import tyro
 from ..loaders import REGISTRY, DataError, DatasetName, LoaderDied, find, prepare
 from . import console, recipes
 from .environment import own_version
-from .errors import Diverged, EvaluationError, Stopped, UsageError
+from .errors import EvaluationError, Stopped, StoppedByGuard, UsageError
 from .evaluate_command import run_evaluate
 from .evaluation import evaluate
 from .methods import METHODS, method_options
@@ -29,7 +29,7 @@ from .trainer import train
 from .weight_file import is_weight_file
 from .weights_command import run_evaluate_weights
 
-DONE, WRONG_USE, STOPPED, DIVERGED, INTERRUPTED = 0, 2, 75, 76, 130
+DONE, WRONG_USE, STOPPED, GUARD, INTERRUPTED = 0, 2, 75, 76, 130
 SHORT_EVALUATION_SAMPLES = 1000
 METHOD = tyro.conf.arg(name="method", metavar="{" + ",".join(METHODS) + "}")
 
@@ -51,7 +51,7 @@ hardfast: adversarially robust image classifiers, fast
   hardfast bench machine-code               what the kernels become on V100, A100 and H100, without one
 
 Each says more with --help. Exit codes: 0 done, 2 wrong use, 75 stopped on request, or because its loader died, and
-resumable, 76 training diverged, 130 interrupted at once.
+resumable, 76 stopped by a guard: training diverged, or overfitted again and again, 130 interrupted at once.
 """
 
 
@@ -346,9 +346,9 @@ def run(argv: Sequence[str]) -> int:
         advice = ": free space or choose another place, then repeat the command" if full else ""
         console.error(f"hardfast: {place}{error.strerror or error}{advice}")
         return WRONG_USE
-    except Diverged as error:
+    except StoppedByGuard as error:
         console.error(f"hardfast: {error}")
-        return DIVERGED
+        return GUARD
     except KeyboardInterrupt:
         console.error("hardfast: interrupted; a run keeps its last whole checkpoint, and `hardfast train` resumes it")
         return INTERRUPTED

@@ -17,8 +17,16 @@ class Stopped(Exception):
     """A signal asked for a stop, and everything is saved. The command exits 75."""
 
 
-class Diverged(RuntimeError):
-    """Training produced a loss or weights that are not finite. The command exits 76."""
+class StoppedByGuard(RuntimeError):
+    """Going on would only cost time. The command exits 76."""
+
+
+class Diverged(StoppedByGuard):
+    """Training produced losses, gradients or weights that are not finite, and going back did not help."""
+
+
+class Collapsed(StoppedByGuard):
+    """Catastrophic overfitting, again after several rollbacks."""
 
 
 class EvaluationError(RuntimeError):

@@ -1,11 +1,14 @@
-"""What a checkpoint says about itself in train.json: where the run was, its best checkpoint, the net's shape."""
+"""What a checkpoint says about itself in train.json: where the run was, its best checkpoint, the net's shape, what the
+guards have seen.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from . import strict_json
 from .errors import CheckpointError
+from .guard import CollapseHistory, NonFiniteHistory
 from .models import NetShape
 
 
@@ -36,6 +39,8 @@ class Record:
     at: Counters
     best: Best | None
     net: NetShape
+    collapse: CollapseHistory = field(default_factory=CollapseHistory)
+    nonfinite: NonFiniteHistory = field(default_factory=NonFiniteHistory)
 
     def to_json(self) -> str:
         """As train.json holds it."""

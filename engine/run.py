@@ -20,6 +20,7 @@ from .classifier import Classifier, placed
 from .environment import wait_for
 from .errors import CaptureError, CheckpointError, UsageError
 from .execution import Execution, choose_execution
+from .guard import CollapseHistory, NonFiniteHistory, training_seed
 from .learner import Learner, Tally
 from .methods import Position, Setting
 from .models import NetShape, PaddedConv2d, build_model, seeded_initialisation
@@ -72,6 +73,7 @@ class Run:
         self.classifier = Classifier(
             self.net, attack_bn=recipe.attack_mode, label_smoothing=recipe.label_smoothing, execution=execution
         )
+        self.watch = self.classifier.watch
         self.average = None if recipe.weight_average is None else WeightAverage(self.net, recipe.weight_average)
         self.epsilon = parse_pixels(recipe.epsilon, "epsilon")
         for size in [stage.batch_size for stage in recipe.stages] or [recipe.batch_size]:
@@ -108,7 +110,13 @@ class Run:
         self.step: Step = self._make_step()
         self.prepared: Preparation | None = None
         self.best: Best | None = None
+        self.collapse, self.nonfinite = CollapseHistory(), NonFiniteHistory()
         self.images_per_second = 0.0  # of the newest epoch, without evaluation and saving
+
+    @property
+    def seed(self) -> int:
+        """Of all that is drawn while training: order, crops, noise."""
+        return training_seed(self.recipe.seed, self.collapse.rollbacks)
 
     @property
     def batch_size(self) -> int:
@@ -141,7 +149,7 @@ class Run:
                 options=self.recipe.loader,
                 augmentation=self.recipe.augmentation,
                 batch_size=self.batch_size,
-                seed=self.recipe.seed,
+                seed=self.seed,
                 device=self.device,
             )
         return self._loader
@@ -217,7 +225,6 @@ class Run:
             except CaptureError as error:
                 refused = str(error)
                 self.execution = replace(self.execution, capture=False, why=f"not captured: {refused}")
-                self.classifier.scaler.renew()
                 self.step = self._make_step()
                 self.prepared = self._warmed_up(batch, kinds.values())
             except (TorchDynamoException, FailOnRecompileLimitHit) as error:
@@ -272,17 +279,36 @@ class Run:
     def rewind(self) -> Iterator[None]:
         """Puts back, in place and when it ends, all that training steps inside it changed."""
         scaler = self.classifier.scaler.tensors()
+        with rewound(self._all_in_place):
+            try:
+                yield
+            finally:
+                self.classifier.scaler.restore(scaler)
+
+    def begin_anew(self) -> None:
+        """Puts the run where it began, in place; what its guards have seen stays."""
+        fresh = Run(self.recipe, self.data, self.device, execution=self.execution)
+        self.at, self.best = fresh.at, None
+        self.enter_stage()
+        theirs = fresh._all_in_place()
+        with torch.no_grad():
+            for name, value in self._all_in_place().items():
+                if name in theirs:
+                    value.copy_(theirs[name])
+                else:  # what an optimiser has of its own after its first step
+                    value.zero_()
+        self.classifier.scaler.restore(fresh.classifier.scaler.tensors())
+
+    def _all_in_place(self) -> dict[str, Tensor]:
+        """All tensors that a step writes to where they lie, the nets' own and the watch's included."""
         nets = {"net": self.net} | ({} if self.average is None else {"average-net": self.average.net})
         tensors = {
             f"{name}/{key}": value
             for name, net in nets.items()
             for key, value in (*net.named_parameters(), *net.named_buffers())
         }
-        with rewound(lambda: {**self._in_place(), **tensors}):
-            try:
-                yield
-            finally:
-                self.classifier.scaler.restore(scaler)
+        watch = {f"watch/{key}": value for key, value in self.watch.tensors().items()}
+        return {**self._in_place(), **tensors, **watch}
 
     def tensors(self) -> dict[str, Tensor]:
         """All tensors but the classifier's and its average's: the method's nets and memory, optimisers, the tally, the
@@ -300,7 +326,7 @@ class Run:
         return found
 
     def save(self, store: CheckpointStore, *, best_score: float | None = None) -> None:
-        """Writes a checkpoint of this moment, then removes all others but the best one.
+        """Writes a checkpoint of this moment, then removes all others but the best one and the last good one.
 
         Args:
             store: the run's checkpoints.
@@ -308,12 +334,14 @@ class Run:
         """
         if best_score is not None:
             self.best = Best(step=self.at.total, epoch=self.at.epoch, score=best_score)
-        record = Record(at=self.at, best=self.best, net=self.shape)
+        record = Record(at=self.at, best=self.best, net=self.shape, collapse=self.collapse, nonfinite=self.nonfinite)
         state = self.tensors()
         if self.average is not None:
             state |= {f"trained/{name}": value for name, value in self.net.state_dict().items()}
         store.save(self.at.total, model=dict(self.evaluated.state_dict()), state=state, record=record)
-        store.prune(keep={self.at.total} | ({self.best.step} if self.best else set()))
+        good = self.collapse.good if self.recipe.guard == "rollback" else None
+        best = None if self.best is None else self.best.step
+        store.prune(keep={step for step in (self.at.total, best, good) if step is not None})
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Puts the run where a verified checkpoint left it.
@@ -347,6 +375,14 @@ class Run:
         if unknown:
             raise CheckpointError(f"{source} has a tensor '{unknown[0]}' that this run has not")
         self.best = checkpoint.record.best
+        self.follow(checkpoint.record.collapse)
+        self.nonfinite = checkpoint.record.nonfinite
+
+    def follow(self, collapse: CollapseHistory) -> None:
+        """Takes a history of the guard over, and with its rollbacks the random numbers that it trains with."""
+        before, self.collapse = self.seed, collapse
+        if self.seed != before:
+            self.close()  # the loader draws, too
 
     def _own(self) -> dict[str, Tensor]:
         """What belongs to no net and no optimiser: the tally, the method's statistics and memory, the average."""

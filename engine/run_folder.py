@@ -2,7 +2,8 @@
 
 config.json         the recipe
 environment.json    device, versions and numerics of every start
-log.jsonl           one line per epoch
+log.jsonl           one line per epoch, whole once it is done; an epoch that is trained again has the newer line alone
+guard.jsonl         what the guards said and did: a line for each warning, rollback and stop; not there if all was well
 checkpoints/        see checkpoint.py
 evaluation.json     accuracy in percent per attack, the newest of each on one checkpoint
 evaluations/        the same of each checkpoint, and the progress of an evaluation that was interrupted
@@ -24,6 +25,7 @@ import torch
 from torch import nn
 
 from ..loaders import LoaderOptions
+from ..loaders.option_types import shown
 from .checkpoint import MODEL, Checkpoint, CheckpointStore
 from .errors import CheckpointError, UsageError
 from .models import build_model, channels_last
@@ -43,10 +45,10 @@ class RunFolder:
     """The files of one run."""
 
     def __init__(self, path: Path | str) -> None:
-        self.path = Path(path)
-        self.store = CheckpointStore(self.path / "checkpoints")
         if not str(path) or "\0" in str(path):
             raise UsageError(f"--out {shown(str(path))} is not the name of a folder: choose another")
+        self.path = Path(path)
+        self.store = CheckpointStore(self.path / "checkpoints")
 
     @property
     def config(self) -> Path:
@@ -57,6 +59,11 @@ class RunFolder:
     def log(self) -> Path:
         """One line per epoch."""
         return self.path / "log.jsonl"
+
+    @property
+    def guard(self) -> Path:
+        """What the guards said and did; not there if they had nothing to say."""
+        return self.path / "guard.jsonl"
 
     @property
     def evaluation(self) -> Path:
@@ -131,7 +138,7 @@ class RunFolder:
     def create(self, recipe: Recipe) -> None:
         """Makes this the folder of a new run; what a failed start left is removed."""
         self.path.mkdir(parents=True, exist_ok=True)
-        for leftover in (self.log, self.environment):
+        for leftover in (self.log, self.guard, self.environment):
             leftover.unlink(missing_ok=True)
         write_whole(self.config, to_json(recipe))
 
@@ -161,6 +168,13 @@ class RunFolder:
         """Adds one line to log.jsonl, at once."""
         with self.log.open("a") as file:
             file.write(json.dumps(line) + "\n")
+
+    def append_guard(self, line: dict[str, Any]) -> None:
+        """Adds one line to guard.jsonl, unless it is there: a run that was killed after it comes by here again."""
+        text = json.dumps(line) + "\n"
+        if not self.guard.exists() or text not in self.guard.read_text():
+            with self.guard.open("a") as file:
+                file.write(text)
 
     def truncate_log(self, epochs: int) -> None:
         """Drops the lines of epochs that the checkpoint being resumed does not know of."""

@@ -14,17 +14,19 @@ import torch
 from ..kernels import to_float
 from ..loaders import DataError, open_dataset
 from . import console
-from .environment import choose_device, describe_environment, wait_for
-from .errors import CheckpointError, Diverged, NotFinite
+from .announcements import announce, announce_resumption, prepare
+from .environment import choose_device, describe_environment
+from .errors import CheckpointError, NotFinite
 from .evaluation import evaluate_net
 from .evaluation.net_checks import check_net
 from .methods import Position
+from .nonfinite import POLL_STEPS
 from .recipes.recipe import Recipe
 from .run import Run
 from .run_folder import RunFolder
+from .run_guard import GoBack, RunGuard
 from .save_clock import SAVE_MINUTES, SaveClock
 from .signals import StopRequest
-from .tables import paper
 
 REPORT_SECONDS = 0.5  # between two readings of the loss: each waits for the device
 
@@ -54,7 +56,8 @@ def train(recipe: Recipe, out: Path | str, *, device: str = "auto", save_minutes
 
     Raises:
         UsageError: wrong options, or a folder that holds another run.
-        Diverged: the loss or the weights are not finite any more.
+        Diverged: losses, gradients or weights are not finite, and going back to the last checkpoint did not help.
+        Collapsed: catastrophic overfitting, again after three rollbacks (`Recipe.guard`).
         DataError: the data set is missing or damaged; `LoaderDied`, one, if what decodes its images died. What was
             trained until then is saved.
         CheckpointError: no checkpoint of the folder fits its config.json.
@@ -66,49 +69,52 @@ def train(recipe: Recipe, out: Path | str, *, device: str = "auto", save_minutes
     run = Run(recipe, open_dataset(recipe.data), target)
     _check_classifier(run)
     with closing(run), folder.lock(), StopRequest() as stop:
-        _announce(run, why)
+        announce(run, why)
         if folder.holds(recipe):  # asked again: another process may have been here
             _restore(run, folder)
         else:
             _ = run.loader  # images that cannot be read are refused before anything is written
             folder.create(recipe)
-        done_before = run.at.total
+        guard, trained = RunGuard(run, folder), False
         if run.at.epoch < recipe.epochs:
-            _prepare(run)
+            prepare(run)
             environment = describe_environment(target, run.execution)
             environment["numerics"]["loader"] = run.loader_choice.name  # decoders differ by a grey level or two
             changed = folder.note_environment(environment)
             if run.at.total:
-                _announce_resumption(run, changed)
+                announce_resumption(run, changed)
         while run.at.epoch < recipe.epochs and not stop.requested:
             if run.unprepared:  # a stage with images of another size has begun
-                _prepare(run)
-            began, saved = time.perf_counter(), run.at.total
+                prepare(run)
+            began, saved, trained = time.perf_counter(), run.at.total, True
             try:
                 with run.execution.numerics():
-                    ended = train_epoch(run, pause=lambda: stop.requested or clock.due)
+                    ended = train_epoch(
+                        run, poll=guard.poll, pause=lambda: stop.requested or clock.due or guard.wire_due
+                    )
+                save = ended or stop.requested or clock.due
                 if ended:
-                    end_epoch(run, folder, began)
+                    end_epoch(run, guard, folder, began)
                 else:
-                    with run.execution.numerics():
-                        run.renew_statistics()
+                    break_off(run, guard, folder, began, save=save)
+                if save:
+                    clock.renew()
+            except GoBack as needed:
+                guard.roll_back(needed)
             except DataError:  # its loader gave up between two steps: what was trained is whole
                 if run.at.total > saved:
                     _save_broken_off(run, folder, began)
                 raise
-            if not ended:
-                run.at.wall_seconds += time.perf_counter() - began
-                run.save(folder.store)
-            clock.renew()
     finished = run.at.epoch == recipe.epochs
-    return Outcome(folder.path, finished=finished, stopped=stop.requested, trained=run.at.total > done_before)
+    return Outcome(folder.path, finished=finished, stopped=stop.requested, trained=trained)
 
 
-def train_epoch(run: Run, *, pause: Callable[[], bool]) -> bool:
+def train_epoch(run: Run, *, poll: Callable[[], object], pause: Callable[[], bool]) -> bool:
     """The rest of the current epoch, line 2 to 12 of Algorithm 3.
 
     Args:
         run: goes on where it is.
+        poll: called every POLL_STEPS steps and at the end; reads which of them were left out.
         pause: asked after every step whether to leave the epoch here.
 
     Returns:
@@ -118,7 +124,7 @@ def train_epoch(run: Run, *, pause: Callable[[], bool]) -> bool:
     length, before = len(run.loader), at.total
     run.net.train()
     if at.step == 0:
-        run.method.begin_epoch(at.epoch, recipe.seed)
+        run.method.begin_epoch(at.epoch, run.seed)
     label = f"epoch {at.epoch + 1}/{recipe.epochs}"
     with console.bar(length * run.batch_size, label, "images", initial=at.step * run.batch_size) as bar:
         read = began = time.perf_counter()
@@ -132,14 +138,29 @@ def train_epoch(run: Run, *, pause: Callable[[], bool]) -> bool:
                 if not bar.disable and time.perf_counter() - read > REPORT_SECONDS:
                     bar.set_postfix_str(f"loss {run.tally.read()[0]:.3f}")
                     read = time.perf_counter()
+                if at.total % POLL_STEPS == 0:
+                    poll()
                 if pause():
                     break
-            wait_for(run.device)
+            poll()
         finally:
             seconds = time.perf_counter() - began
             at.step_seconds += seconds
     run.images_per_second = (at.total - before) * run.batch_size / seconds
     return at.step == length
+
+
+def break_off(run: Run, guard: RunGuard, folder: RunFolder, began: float, *, save: bool) -> None:
+    """In mid-epoch: the trip wire that lies here, if one does, and a checkpoint if one is wanted."""
+    if guard.wire_due:
+        guard.trip_wire()
+    if save:
+        guard.check_weights()
+        with run.execution.numerics():
+            run.renew_statistics()
+    run.at.wall_seconds += time.perf_counter() - began
+    if save:
+        run.save(folder.store)
 
 
 def _save_broken_off(run: Run, folder: RunFolder, began: float) -> None:
@@ -158,16 +179,13 @@ def _save_broken_off(run: Run, folder: RunFolder, began: float) -> None:
     run.save(folder.store)
 
 
-def end_epoch(run: Run, folder: RunFolder, began: float) -> None:
-    """Held-out accuracy, the checkpoint, the log's line."""
+def end_epoch(run: Run, guard: RunGuard, folder: RunFolder, began: float) -> None:
+    """Held-out accuracy, which the guard looks at, the checkpoint, the log's line."""
     recipe, at, scaler = run.recipe, run.at, run.classifier.scaler
     loss, accuracy = run.tally.read()
-    diverged = Diverged(
-        f"training diverged in epoch {at.epoch + 1} (loss {loss:.3g}): lower --optimizer.lr (now "
-        f"{recipe.optimizer.lr:g}) with another --out; {folder.path} keeps the checkpoints before it"
-    )
     if not math.isfinite(loss):
-        raise diverged
+        raise guard.diverged(f"loss {loss:.3g}")
+    guard.check_weights()
     last_rate = run.learning_rate(at.step - 1)
     with run.execution.numerics():
         run.renew_statistics()
@@ -183,10 +201,11 @@ def end_epoch(run: Run, folder: RunFolder, began: float) -> None:
             thorough=False,
             quiet=True,
         ).accuracy
-    except NotFinite:  # its last update made the weights infinite
-        raise diverged from None
+    except NotFinite:  # its weights are finite, and too large
+        raise guard.diverged("held-out outputs are not finite") from None
     finally:
         run.net.train()
+    guard.held_out(checked["pgd-10"])
     run.tally.clear()
     at.epoch, at.step = at.epoch + 1, 0
     # A later epoch wins a tie, as in the released code: it has trained longer.
@@ -204,6 +223,8 @@ def end_epoch(run: Run, folder: RunFolder, began: float) -> None:
             **({"loss_scale": scaler.tensors()["scale"].item()} if scaler.enabled else {}),
             "selected_on": recipe.select_on,
             **checked,
+            "rollbacks": run.collapse.rollbacks,
+            "nonfinite_steps": run.nonfinite.steps,
             "step_seconds": at.step_seconds,
             "wall_seconds": at.wall_seconds,
         }
@@ -224,25 +245,6 @@ def end_epoch(run: Run, folder: RunFolder, began: float) -> None:
         console.line(f"from now on {stage.image_size}x{stage.image_size} images, {stage.batch_size} in a batch")
 
 
-def _announce(run: Run, why: str) -> None:
-    recipe, data = run.recipe, run.data
-    height, width, _ = data.image_shape
-    console.line(
-        f"{recipe.name}: {recipe.method.name} at epsilon {recipe.epsilon}, {recipe.model.name}, {data.name} "
-        f"({len(data.train):,} train, {len(data.heldout):,} held-out, {len(data.test):,} test images of "
-        f"{height}x{width}, from {data.source})"
-    )
-    reported = paper.beside(recipe)
-    if reported is not None:
-        console.line(reported)
-    console.line(f"device {run.device} ({why}), {run.execution.describe()}, {torch.get_num_threads()} CPU threads")
-    loader = run.loader_choice
-    workers = "" if loader.name == "resident" else f", {recipe.loader.worker_count} workers"
-    console.line(f"loader {loader.name} ({loader.why}){workers}")
-    for line in (*loader.notes, *run.slower_paths()):
-        console.line(line)
-
-
 def _check_classifier(run: Run) -> None:
     """Refuses now the net that the evaluation would refuse after the first epoch.
 
@@ -255,19 +257,6 @@ def _check_classifier(run: Run) -> None:
         check_net(run.evaluated, to_float(some.images.permute(0, 3, 1, 2)), some.labels, thorough=False)
     finally:
         run.net.train()
-
-
-def _prepare(run: Run) -> None:
-    """Compiles and captures the steps, and says how long it took and what was not to be had."""
-    refused = run.prepare()
-    if refused is not None:
-        console.line(f"not captured as CUDA graphs ({refused}): {run.execution.mode} steps instead")
-    if run.prepared is not None:
-        took, prepared = run.prepared.warmup + run.prepared.capture, run.prepared
-        console.line(
-            f"steps prepared in {took:.1f} s: warm-up with compilation {prepared.warmup:.1f} s, capture "
-            f"{prepared.capture:.1f} s"
-        )
 
 
 def _restore(run: Run, folder: RunFolder) -> None:
@@ -289,10 +278,3 @@ def _restore(run: Run, folder: RunFolder) -> None:
     folder.truncate_log(run.at.epoch)
     if run.at.epoch == run.recipe.epochs:
         console.line(f"already trained: {folder.path} holds all {run.recipe.epochs} epochs")
-
-
-def _announce_resumption(run: Run, changed: list[str]) -> None:
-    exact = f"equivalent, not bit for bit ({'; '.join(changed)})" if changed else "bit for bit"
-    if run.device.type == "cuda" and not changed:
-        exact = "equivalent (cuDNN's sums are not bit-exact)"
-    console.line(f"resuming at epoch {run.at.epoch + 1}, step {run.at.step}: {exact}")

@@ -34,6 +34,7 @@ class Purpose(IntEnum):
     SYNTHETIC = 8
     INITIALISE_GENERATOR = 9
     CROP = 10
+    ROLLBACK = 11
 
 
 def philox(counter: tuple[Tensor | int, ...], seed: Tensor | int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -103,7 +104,9 @@ def permutation(
     return torch.argsort(((high >> 2) << 32) | low, stable=True)
 
 
-def derived_seed(seed: int, purpose: Purpose) -> int:
-    """A 63-bit seed for a generator that is not ours: PyTorch's, where it initialises weights."""
-    high, low, _, _ = sample_words(torch.zeros((), dtype=torch.int64), seed=seed, purpose=purpose)
+def derived_seed(seed: int, purpose: Purpose, number: int = 0) -> int:
+    """A 63-bit seed, the `number`-th for its purpose: of a generator that is not ours, PyTorch's, where it initialises
+    weights, or of a run that begins to draw other numbers.
+    """
+    high, low, _, _ = sample_words(torch.tensor(number), seed=seed, purpose=purpose)
     return ((int(high) << 32) | int(low)) >> 1

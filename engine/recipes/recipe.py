@@ -13,15 +13,16 @@ from .. import strict_json
 from ..classifier import AttackBN
 from ..errors import UsageError
 from ..execution import ExecutionOptions
+from ..guard import GuardMode
 from ..markers import HIDDEN
 from ..methods import FgsmSdiOptions, MethodOptions
 from ..models import ModelOptions
 from ..threat import parse_pixels
 from .schedule import ScheduleOptions
 
-
 # Beyond these nothing is meant: typing errors, and numbers of another unit.
 LARGEST_RATE, MOST_EPOCHS, LARGEST_SIDE = 1000, 1_000_000, 4096
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OptimizerOptions:
@@ -62,15 +63,15 @@ class StageOptions:
     """Images in a batch."""
 
     def __post_init__(self) -> None:
-        for name, smallest in (("epoch", 0), ("image_size", 1), ("batch_size", 2)):
         check_options(self, "stages", UsageError)
+        for name, smallest in (("epoch", 0), ("image_size", 1), ("batch_size", 2)):
             if getattr(self, name) < smallest:
                 raise UsageError(
                     f"stages.{name.replace('_', '-')} must be at least {smallest}, not {getattr(self, name)}"
                 )
-
         if self.image_size > LARGEST_SIDE:
             raise UsageError(f"stages.image-size must be at most {LARGEST_SIDE}, not {self.image_size}")
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Recipe:
@@ -126,6 +127,12 @@ class Recipe:
     seed: int = 0
     """Decides every random number of the run."""
 
+    guard: GuardMode = "rollback"
+    """What is done about catastrophic overfitting, in which one-step training suddenly loses all robustness against
+    PGD. rollback: back to the newest checkpoint before it, on with other random numbers, up to three times; results
+    say how often. warn: a line, and training goes on, as a comparison of methods wants it. off: no look at it at all.
+    A run in which it does not happen is the same in all three."""
+
     method: MethodOptions = field(default_factory=FgsmSdiOptions)
     data: DataOptions = field(default_factory=DataOptions)
     loader: LoaderOptions = field(default_factory=LoaderOptions)
@@ -135,21 +142,21 @@ class Recipe:
     execution: ExecutionOptions = field(default_factory=ExecutionOptions)
 
     def __post_init__(self) -> None:
+        check_options(self, "", UsageError)
         parse_pixels(self.epsilon, "epsilon", positive=True)
         self.parsed_attack_step()
         for name, smallest in (("epochs", 1), ("batch_size", 2), ("crop_padding", 0)):
             if getattr(self, name) < smallest:
                 raise UsageError(f"{name.replace('_', '-')} must be at least {smallest}, not {getattr(self, name)}")
+        if self.epochs > MOST_EPOCHS:
+            raise UsageError(f"epochs must be at most {MOST_EPOCHS}, not {self.epochs}")
         _ = self.augmentation  # checks the crops
         if not 0 <= self.seed < 1 << 64:
-        check_options(self, "", UsageError)
             raise UsageError(f"seed must lie in [0, 2**64), not {self.seed}")
         if self.schedule.cycle_momentum and self.optimizer.momentum < 0.1:
             raise UsageError(f"schedule.cycle-momentum needs optimizer.momentum >= 0.1, not {self.optimizer.momentum}")
         if self.weight_average is not None and not 0 < self.weight_average < 1:
             raise UsageError(f"weight-average must lie between 0 and 1, not {self.weight_average}")
-        if self.epochs > MOST_EPOCHS:
-            raise UsageError(f"epochs must be at most {MOST_EPOCHS}, not {self.epochs}")
         if self.data.heldout == 0 and self.select_on == "heldout":
             raise UsageError("data.heldout 0 leaves no images to select the checkpoint on: add --select-on test")
         self._check_stages()

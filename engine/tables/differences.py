@@ -10,8 +10,9 @@ from ..recipes.recipe import Recipe
 from ..run_folder import NOT_IDENTITY
 
 LABELS = frozenset({"name", "about"})
-# What does not decide a result, by dotted name, and what a preset is called.
-NOT_DECIDING = LABELS | {f"{group}.{field}" if group else field for group, field in NOT_IDENTITY}
+# What does not decide a result, by dotted name, and what a preset is called. The guard decides none as long as nothing
+# overfits, and where it went back, results say so.
+NOT_DECIDING = LABELS | {"guard"} | {f"{group}.{field}" if group else field for group, field in NOT_IDENTITY}
 
 
 def fields_of(recipe: Recipe) -> dict[str, Any]:

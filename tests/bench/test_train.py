@@ -16,7 +16,7 @@ from hardfast.bench.train import bench_train
 from hardfast.bench.training import Training, open_images, recipe_for
 from hardfast.engine.errors import Diverged, UsageError
 from hardfast.engine.execution import ExecutionOptions
-from hardfast.engine.learner import Tally
+from hardfast.engine.nonfinite import StepWatch
 from hardfast.loaders import DataOptions, open_dataset
 from hardfast.loaders.errors import MissingDataError
 from hardfast.loaders.synthetic import SyntheticShape
@@ -157,7 +157,7 @@ def test_each_data_set_has_its_radius(name: Any, epsilon: str) -> None:
 
 
 def test_a_loss_that_is_not_finite(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Tally, "read", lambda self: (float("nan"), 0.0))
+    monkeypatch.setattr(StepWatch, "read", lambda self: [False, True])
     with pytest.raises(Diverged, match="in epoch 1"):
         bench_train(RANDOM, device="cpu")
 

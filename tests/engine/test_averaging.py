@@ -87,10 +87,9 @@ def test_averaging_leaves_training_alone(averaged: tuple[Recipe, Path], quick_re
     run = Run(recipe, open_dataset(recipe.data), torch.device("cpu"))
     run.restore(RunFolder(folder).checkpoint("last"))
     plain = Run(replace(recipe, weight_average=None), open_dataset(recipe.data), torch.device("cpu"))
-    with StopRequest() as stop:
-        for _ in range(recipe.epochs):
-            assert train_epoch(plain, stop)
-            plain.at.epoch, plain.at.step = plain.at.epoch + 1, 0
+    for _ in range(recipe.epochs):
+        assert train_epoch(plain, poll=plain.watch.read, pause=lambda: False)
+        plain.at.epoch, plain.at.step = plain.at.epoch + 1, 0
     for name, value in plain.net.state_dict().items():
         assert torch.equal(value, run.net.state_dict()[name]), name
 
@@ -99,8 +98,8 @@ def test_rewinding_puts_the_average_back(quick_recipe: Recipe) -> None:
     recipe = replace(quick_recipe, weight_average=0.9)
     run = Run(recipe, open_dataset(recipe.data), torch.device("cpu"))
     before = copy.deepcopy(run.average.net.state_dict())
-    with run.rewind(), StopRequest() as stop:
-        train_epoch(run, stop)
+    with run.rewind():
+        train_epoch(run, poll=run.watch.read, pause=lambda: False)
         assert not torch.equal(run.average.net.conv1.weight, before["conv1.weight"])
     assert all(torch.equal(value, before[name]) for name, value in run.average.net.state_dict().items())
     assert run.average.steps.item() == 0

@@ -1,0 +1,245 @@
+"""The guards at work on a run: they read the flags of its steps, probe it, and put it back where it was healthy."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from . import console
+from .checkpoint import Checkpoint
+from .checkpoint_folder import not_finite
+from .errors import CheckpointError, Collapsed, Diverged, NotFinite
+from .evaluation import evaluate_net
+from .guard import IN_WINDOW, MOST, MOST_ROLLBACKS, WINDOW, Answer, CollapseHistory, Place, Signs, Wires, trip_wires
+from .run import Run
+from .run_folder import RunFolder
+
+
+class GoBack(Exception):
+    """The run has to go back; `RunGuard.roll_back` does it.
+
+    Args:
+        why: in a few words.
+        place: where that began.
+        collapsed: by catastrophic overfitting, so that other random numbers are wanted than those that led there.
+    """
+
+    def __init__(self, why: str, place: Place, *, collapsed: bool) -> None:
+        super().__init__(why)
+        self.place, self.collapsed = place, collapsed
+
+
+class RunGuard:
+    """Both guards of one run. What they have seen is the run's and is saved with it.
+
+    Args:
+        run: is watched.
+        folder: where its checkpoints lie.
+
+    Attributes:
+        looks: whether anything looks for catastrophic overfitting; not where nothing is attacked.
+    """
+
+    def __init__(self, run: Run, folder: RunFolder) -> None:
+        self.run, self.folder = run, folder
+        self.looks = run.recipe.guard != "off" and run.method.select_by == "pgd-10"
+
+    def poll(self) -> None:
+        """Reads which steps were left out since the last time, all of the current epoch; waits for the device.
+
+        Raises:
+            GoBack: too many in a row.
+            Diverged: too many among the last ones, or going back has not helped.
+        """
+        run, flags = self.run, self.run.watch.read()
+        before = run.nonfinite.steps
+        run.nonfinite, answer, place = run.nonfinite.after(flags, at=self._here, total=run.at.total)
+        if run.nonfinite.steps.bit_length() > before.bit_length():  # the 1st, 2nd, 4th, 8th: a line, not a flood
+            console.line(
+                f"epoch {run.at.epoch + 1}, until step {run.at.step}: a loss or a gradient was not finite, "
+                f"{run.nonfinite.steps} of {run.at.total} steps left out"
+            )
+        self._follow(answer, place, "losses or gradients are not finite")
+
+    def check_weights(self) -> None:
+        """Before a save or a probe: the trained weights are finite.
+
+        Raises:
+            GoBack: they are not.
+            Diverged: nor were they the last time.
+        """
+        name = not_finite(dict(self.run.net.state_dict()))
+        if name is not None:
+            self.run.nonfinite, answer, place = self.run.nonfinite.back(self._here)
+            self._follow(answer, place, f"'{name}' is not finite")
+
+    def diverged(self, what: str, place: Place | None = None) -> Diverged:
+        """The error that ends a run whose numbers are not finite, by default where it is."""
+        epoch, step = place or self._here
+        return Diverged(
+            f"training diverged in epoch {epoch + 1}, step {step} ({what}): lower --optimizer.lr (now "
+            f"{self.run.recipe.optimizer.lr:g}) with another --out; {self.folder.path} keeps the checkpoints before it"
+        )
+
+    @property
+    def wire_due(self) -> bool:
+        """Whether a trip wire lies behind the step that was just made."""
+        wires = self._wires() if self.looks else None
+        return wires is not None and wires.due(self.run.at.step, len(self.run.loader))
+
+    def trip_wire(self) -> None:
+        """Probes a few held-out images in mid-epoch, and more of them before anything is done.
+
+        It looks at the trained weights, whose BatchNorm statistics are at hand, also where an average is evaluated.
+
+        Raises:
+            GoBack, Collapsed: catastrophic overfitting, and the recipe wants it answered.
+        """
+        run, wires, before = self.run, self._wires(), self.run.collapse
+        assert wires is not None
+        self.check_weights()
+        right, images, train = self._trained_since(before)
+        signs = Signs(
+            pgd=self._accuracy(run.net, "pgd-10", wires.images),
+            fgsm=None,
+            highest=before.highest_of_wires,
+            train=train,
+            train_before=before.train,
+        )
+        run.collapse = before.probed(signs.pgd, train, wire=True, right=right, images=images)
+        if signs.suspicious:
+            with run.execution.numerics():
+                run.renew_statistics()
+            pgd = self._accuracy(run.evaluated, "pgd-10", MOST)
+            highest = before.highest_of_wires if before.highest is None else before.highest
+            self._alarmed(replace(signs, pgd=pgd, highest=highest), MOST)
+
+    def held_out(self, pgd: float) -> None:
+        """Takes an epoch's held-out PGD-10 accuracy, in percent, for a probe.
+
+        Raises:
+            GoBack, Collapsed: as `trip_wire`.
+        """
+        if not self.looks:
+            return
+        run, before = self.run, self.run.collapse
+        _, _, train = self._trained_since(before)
+        signs = Signs(pgd=pgd, fgsm=None, highest=before.highest, train=train, train_before=before.train)
+        alarmed = self._alarmed(signs, len(run.selecting))
+        after = run.collapse.probed(pgd, train, wire=False, right=0.0, images=0.0)
+        run.collapse = after if alarmed else replace(after, good=run.at.total)
+
+    def roll_back(self, needed: GoBack) -> None:
+        """Puts the run back: to its newest checkpoint, or to the newest one from before it overfitted; else to its
+        beginning.
+        """
+        run, store, place = self.run, self.folder.store, needed.place
+        wall, nonfinite = run.at.wall_seconds, run.nonfinite
+        rollbacks = run.collapse.rollbacks + needed.collapsed
+        found = self._good() if needed.collapsed else store.latest()
+        if found is None:
+            run.begin_anew()
+        else:
+            run.restore(found)
+        seen = CollapseHistory() if found is None else found.record.collapse
+        run.follow(replace(seen, rollbacks=rollbacks))
+        run.watch.read()  # of steps that are given up
+        run.nonfinite, run.at.wall_seconds = nonfinite, wall
+        if needed.collapsed:  # what was saved on the way into it must not be taken for the newest
+            store.prune(keep=set() if found is None else {run.at.total, *([run.best.step] if run.best else [])})
+        self.folder.truncate_log(run.at.epoch)
+        self._note("rollback", str(needed), place, to_step=run.at.total)
+        where = "its beginning" if found is None else f"epoch {run.at.epoch + 1}, step {run.at.step}"
+        how = f", with other random numbers, rollback {rollbacks} of {MOST_ROLLBACKS}" if needed.collapsed else ""
+        console.line(f"epoch {place.epoch + 1}, step {place.step}: {needed}; back to {where}{how}")
+
+    @property
+    def _here(self) -> Place:
+        return Place(self.run.at.epoch, self.run.at.step)
+
+    def _follow(self, answer: Answer, place: Place, what: str) -> None:
+        if answer == "stop":
+            often = len(self.run.nonfinite.recent) >= IN_WINDOW
+            how = f"in {IN_WINDOW} of {WINDOW:,} steps" if often else "again after going back"
+            self._note("stop", f"{what} {how}", place)
+            raise self.diverged(f"{what} {how}", place)
+        if answer == "go back":
+            raise GoBack(what, place, collapsed=False)
+
+    def _wires(self) -> Wires | None:
+        run = self.run
+        return trip_wires(steps=len(run.loader), batch_size=run.batch_size, heldout=len(run.selecting))
+
+    def _trained_since(self, before: CollapseHistory) -> tuple[float, float, float | None]:
+        """Right answers and adversarial images of the epoch so far, and the percentage since the last probe."""
+        _, right, images = self.run.tally.sums.tolist()
+        fresh = images - before.images
+        return right, images, 100 * (right - before.right) / fresh if fresh > 0 else None
+
+    def _accuracy(self, net: nn.Module, attack: str, images: int) -> float:
+        """Of the first so many held-out images, under the evaluation's own attack; in percent.
+
+        Raises:
+            Diverged: the net's outputs are not finite.
+        """
+        run, split = self.run, self.run.selecting
+        part = split.take(torch.arange(min(images, len(split)), device=run.device))
+        net.eval()
+        try:
+            found = evaluate_net(
+                net,
+                part,
+                epsilon=run.epsilon,
+                attacks=(attack,),
+                step=run.recipe.parsed_attack_step(),
+                seed=run.recipe.seed,
+                thorough=False,
+                quiet=True,
+            )
+        except NotFinite:
+            raise self.diverged("held-out outputs are not finite") from None
+        finally:
+            run.net.train()
+        return found.accuracy[attack]
+
+    def _alarmed(self, signs: Signs, images: int) -> bool:
+        """Whether these are signs of catastrophic overfitting; measures the missing one on so many images."""
+        run, history, epoch = self.run, self.run.collapse, self.run.at.epoch
+        if signs.suspicious and not signs.alarm:
+            signs = replace(signs, fgsm=self._accuracy(run.evaluated, "fgsm", images))
+        if not signs.alarm:
+            return False
+        if run.recipe.guard == "rollback" and history.rollbacks < MOST_ROLLBACKS:
+            raise GoBack(f"catastrophic overfitting ({signs})", self._here, collapsed=True)
+        if run.recipe.guard == "rollback":
+            self._note("stop", str(signs), self._here)
+            best = "no checkpoint" if run.best is None else f"its best checkpoint, of epoch {run.best.epoch}"
+            raise Collapsed(
+                f"catastrophic overfitting in epoch {epoch + 1} after {MOST_ROLLBACKS} rollbacks ({signs}): "
+                f"{self.folder.path} keeps {best}; with another --out, train with a smaller --epsilon, with another "
+                "--method, or to its end with --guard warn"
+            )
+        if history.warned != epoch:
+            run.collapse = replace(history, warned=epoch)
+            self._note("warning", str(signs), self._here)
+            console.line(f"epoch {epoch + 1}, step {run.at.step}: catastrophic overfitting ({signs})")
+        return True
+
+    def _good(self) -> Checkpoint | None:
+        """The newest whole checkpoint at which nothing was wrong; None if there is none."""
+        run, store = self.run, self.folder.store
+        for step in (run.collapse.good, None if run.best is None else run.best.step):
+            if step is None:
+                continue
+            try:
+                return store.open(store.path(step))
+            except CheckpointError as error:
+                console.line(f"rejected: {error}")
+        return None
+
+    def _note(self, event: str, why: str, at: Place, **more: Any) -> None:
+        line = {"epoch": at.epoch + 1, "step": at.step, "event": event, "why": why, **more}
+        self.folder.append_guard(line | {"rollbacks": self.run.collapse.rollbacks})
