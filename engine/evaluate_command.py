@@ -17,6 +17,9 @@ from .evaluation.claim import ClaimOptions, check_attacks, check_claimable, writ
 from .evaluation.files import images_of, run_files
 from .parsing import parse
 from .run_folder import RunFolder, Which
+from .signals import broken_off
+
+GOES_ON = "stopped on request; the same command goes on where it was"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,9 +78,10 @@ def run_evaluate(argv: Sequence[str]) -> int:
     if asked.claim is not None:
         _check_claim(asked, Path(asked.claim), attacks)
     reports: list[dict[str, Any]] = []
-    for which in reversed(asked.checkpoint):  # the first named comes last, and stays in evaluation.json
-        report = _evaluated(asked, attacks, which) if attacks else _stored(asked, which)
-        reports.insert(0, {"checkpoint": which} | report)
+    with broken_off(GOES_ON):
+        for which in reversed(asked.checkpoint):  # the first named comes last, and stays in evaluation.json
+            report = _evaluated(asked, attacks, which) if attacks else _stored(asked, which)
+            reports.insert(0, {"checkpoint": which} | report)
     shown = [of_attacks(report, attacks) if attacks else report for report in reports]
     console.line()
     console.line(result_table(shown))

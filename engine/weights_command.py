@@ -15,12 +15,13 @@ from ..loaders import DataOptions, Dataset, DatasetName, open_dataset
 from . import console
 from .environment import choose_device
 from .errors import UsageError
-from .evaluate_command import of_attacks, result_table
+from .evaluate_command import GOES_ON, of_attacks, result_table
 from .evaluation import DEFAULT_ATTACKS, AttackName, evaluate_into, first_images
 from .evaluation.files import EvaluationFiles, images_of
 from .foreign import ForeignNet, ForeignOptions, read_foreign
 from .models import NetShape
 from .parsing import parse
+from .signals import broken_off
 from .threat import format_pixels, parse_pixels
 
 
@@ -86,7 +87,8 @@ def run_evaluate_weights(argv: Sequence[str]) -> int:
     """hardfast evaluate FILE --data.name NAME --epsilon 8/255 [options]"""
     file = shlex.quote(argv[0]) if argv else "FILE"  # what the messages advise works as it is typed
     asked = parse(WeightsArguments, argv, f"hardfast evaluate {file}")
-    report = _evaluated(asked)
+    with broken_off(GOES_ON):
+        report = _evaluated(asked)
     console.line()
     console.line(result_table([of_attacks(report, asked.attacks)]))
     return 0
