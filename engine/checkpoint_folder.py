@@ -76,14 +76,14 @@ def verified(path: Path) -> Checkpoint:
         name = NAME.fullmatch(path.name)
         if name is None or path.is_symlink() or not path.is_dir():
             raise CheckpointError(f"{path} is no checkpoint: it must be a folder of its own, called step-NNNNNNNN")
-        wanted = _entries(disk.read(path / MANIFEST, largest=LARGEST_MANIFEST), path / MANIFEST)
+        wanted = _entries(_text(path / MANIFEST, LARGEST_MANIFEST), path / MANIFEST)
         for file, (size, sha256) in wanted.items():
             found = disk.size_of(path / file)
             if found != size:  # looked at first: a file of another size is not read
                 raise CheckpointError(f"{path / file} is damaged: it has {found} bytes, {MANIFEST} says {size}")
             if disk.digest(path / file) != (size, sha256):
                 raise CheckpointError(f"{path / file} is damaged: its sha256 is not the one of {MANIFEST}")
-        record = Record.from_json(disk.read(path / RECORD, largest=LARGEST_RECORD).decode(), str(path / RECORD))
+        record = Record.from_json(_text(path / RECORD, LARGEST_RECORD), str(path / RECORD))
         if record.at.total != int(name[1]):
             raise CheckpointError(f"{path} holds the checkpoint of step {record.at.total}: it was renamed or copied")
         return Checkpoint(path, record, wanted[MODEL][1], wanted[STATE][1])
@@ -91,8 +91,10 @@ def verified(path: Path) -> Checkpoint:
         raise CheckpointError(_one_line(error)) from None
     except FileNotFoundError as error:
         raise CheckpointError(f"{error.filename} is missing: the checkpoint is not complete") from None
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} is damaged: {_one_line(error)}") from None
+    except OSError as error:
+        raise CheckpointError(f"{error.filename} cannot be read: {error.strerror}") from None
+    except disk.OddFile as error:
+        raise CheckpointError(str(error)) from None
 
 
 def not_finite(tensors: Tensors) -> str | None:
@@ -118,13 +120,20 @@ def _manifest(files: dict[str, tuple[int, str]]) -> bytes:
     return (json.dumps(entries, indent=2) + "\n").encode()
 
 
-def _entries(content: bytes, path: Path) -> dict[str, tuple[int, str]]:
+def _text(path: Path, largest: int) -> str:
+    try:
+        return disk.read(path, largest=largest).decode()
+    except UnicodeDecodeError:
+        raise CheckpointError(f"{path} is damaged: it is not text") from None
+
+
+def _entries(text: str, path: Path) -> dict[str, tuple[int, str]]:
     """Size and sha256 of each file, from a manifest that is byte for byte as this engine writes it.
 
     Raises:
         CheckpointError: it is not.
     """
-    entries: Any = strict_json.plain(content.decode(), str(path), error=CheckpointError)
+    entries: Any = strict_json.plain(text, str(path), error=CheckpointError)
     if not isinstance(entries, dict) or list(entries) != [MODEL, STATE, RECORD]:
         raise CheckpointError(f"{path} is damaged: it does not list {MODEL}, {STATE} and {RECORD}")
     for name, entry in entries.items():
@@ -139,7 +148,7 @@ def _entries(content: bytes, path: Path) -> dict[str, tuple[int, str]]:
         ):
             raise CheckpointError(f"{path} is damaged: '{name}' has a size or sha256 that no file can have")
     found = {name: (entry["size"], entry["sha256"]) for name, entry in entries.items()}
-    if _manifest(found) != content:
+    if _manifest(found) != text.encode():
         raise CheckpointError(f"{path} is damaged: it is not as it was written")
     return found
 

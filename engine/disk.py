@@ -18,6 +18,10 @@ CHUNK = 1 << 20
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
+class OddFile(ValueError):
+    """What should be a plain file of a reasonable size is none."""
+
+
 def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
     """Makes a folder of new files, and returns when all of it is on the disk.
 
@@ -81,7 +85,7 @@ def digest(path: Path) -> tuple[int, str]:
 
     Raises:
         OSError: it is missing or cannot be read.
-        ValueError: it is no plain file.
+        OddFile: it is no plain file.
     """
     found, size = hashlib.sha256(), 0
     with _plain(path) as descriptor:
@@ -96,12 +100,12 @@ def read(path: Path, *, largest: int) -> bytes:
 
     Raises:
         OSError: it is missing or cannot be read.
-        ValueError: it is no plain file, or has more than `largest` bytes.
+        OddFile: it is no plain file, or has more than `largest` bytes.
     """
     with _plain(path) as descriptor:
         size = os.fstat(descriptor).st_size
         if size > largest:
-            raise ValueError(f"{path} has {size} bytes, which is more than any such file has ({largest})")
+            raise OddFile(f"{path} has {size} bytes, which is more than any such file has ({largest})")
         content = bytearray()
         while chunk := os.read(descriptor, CHUNK):
             content += chunk
@@ -128,7 +132,7 @@ def _plain(path: Path) -> Iterator[int]:
     with _named(path):
         kind = os.lstat(path).st_mode  # before it is opened: opening a device may do something
         if not stat.S_ISREG(kind):
-            raise ValueError(f"{path} is {_called(kind)}, not a plain file")
+            raise OddFile(f"{path} is {_called(kind)}, not a plain file")
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
         try:
             yield descriptor

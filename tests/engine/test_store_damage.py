@@ -269,8 +269,7 @@ def test_each_damage_is_seen_and_the_older_checkpoint_is_taken(pristine: Path, t
         path = fresh(pristine, tmp_path / "checkpoints")
         untouched = snapshot(path)
         mutant.damage(path)
-        if snapshot(path) == untouched:  # `a key twice` of a list's bracket may be another's line
-            continue
+        assert snapshot(path) != untouched, mutant.name
         fired += 1
         store = CheckpointStore(path.parent)
         latest = store.latest()
