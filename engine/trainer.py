@@ -66,9 +66,7 @@ def train(recipe: Recipe, out: Path | str, *, device: str = "auto", save_minutes
     target, why = choose_device(device)
     folder = RunFolder(out)
     folder.holds(recipe)  # refuses another run's folder before the data are read
-    run = Run(recipe, open_dataset(recipe.data), target)
-    _check_classifier(run)
-    with closing(run), folder.lock(), StopRequest() as stop:
+    with StopRequest() as stop, closing(_opened(recipe, target)) as run, folder.lock():
         announce(run, why)
         if folder.holds(recipe):  # asked again: another process may have been here
             _restore(run, folder)
@@ -76,7 +74,7 @@ def train(recipe: Recipe, out: Path | str, *, device: str = "auto", save_minutes
             _ = run.loader  # images that cannot be read are refused before anything is written
             folder.create(recipe)
         guard, trained = RunGuard(run, folder), False
-        if run.at.epoch < recipe.epochs:
+        if run.at.epoch < recipe.epochs and not stop.requested:
             prepare(run)
             environment = describe_environment(target, run.execution)
             environment["numerics"]["loader"] = run.loader_choice.name  # decoders differ by a grey level or two
@@ -243,6 +241,13 @@ def end_epoch(run: Run, guard: RunGuard, folder: RunFolder, began: float) -> Non
     )
     if stage is not None:
         console.line(f"from now on {stage.image_size}x{stage.image_size} images, {stage.batch_size} in a batch")
+
+
+def _opened(recipe: Recipe, device: torch.device) -> Run:
+    """The run as it begins, its data read."""
+    run = Run(recipe, open_dataset(recipe.data), device)
+    _check_classifier(run)
+    return run
 
 
 def _check_classifier(run: Run) -> None:
