@@ -76,7 +76,8 @@ def pixel_units(value: Fraction | float, name: str) -> float:
     # A tensor would be read on the host: a wait for the device, and a constant for ever in a captured graph.
     if not isinstance(value, Fraction | float | int) or isinstance(value, bool):
         raise TypeError(f"{name} must be a number or a Fraction, not {type(value).__name__}")
-    number = float(value)
+    # float(Fraction) is this quotient too, but torch.compile of torch 2.11 cannot trace it.
+    number = value.numerator / value.denominator if isinstance(value, Fraction) else float(value)
     if not 0 <= number <= 1:
         raise ValueError(f"{name} must lie in [0, 1] pixel units (8/255, say), not {number:g}")
     return number
