@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from .execution import Execution
 from .frozen import FrozenTwin
@@ -69,6 +70,14 @@ class Classifier:
         self.twin = FrozenTwin(net, training=attack_bn == "train", half=self.execution.half, fold=fold)
         self.watch = StepWatch(self.execution.device)
         self.scaler = LossScaler(self.execution, self.watch)
+        # Of BatchNorm. No pass in train mode reads them: nothing else would see them spoilt before an evaluation.
+        self._statistics = [
+            statistic
+            for module in net.modules()
+            if isinstance(module, _BatchNorm)
+            for statistic in (module.running_mean, module.running_var)
+            if statistic is not None
+        ]
         compiled = self.execution.compiled
         self.attack_loss = compiled(attack_loss(self._logits_of_twin))
         self._smoothed_loss_of_twin = compiled(self._smoothed_loss_at)
@@ -139,7 +148,7 @@ class Classifier:
             loss, logits = self._training_loss_and_logits(x, labels)
             loss = loss + penalty(logits)
         self.scaler.scale(loss).backward()
-        self.scaler.step(optimizer, loss)
+        self.scaler.step(optimizer, loss, *self._statistics)
         return loss.detach(), logits.detach()
 
     def _logits_of_twin(self, x: Tensor) -> Tensor:

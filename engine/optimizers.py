@@ -105,19 +105,19 @@ class LossScaler:
         """The loss to differentiate."""
         return loss * self._scale if self.enabled else loss
 
-    def step(self, optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
-        """A fused optimiser's step with unscaled gradients; none if the step is already bad, or they or the loss are.
+    def step(self, optimizer: torch.optim.Optimizer, *observed: Tensor) -> None:
+        """A fused optimiser's step with unscaled gradients, unless the training step is bad already or they are.
 
         Args:
             optimizer: from `make_sgd` or `make_adam`, after the backward pass of `scale(loss)`.
-            loss: what was differentiated, before scaling.
+            observed: what must be finite too: the loss before scaling. Autograd needs them no more.
         """
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         if self.enabled:
-            self.watch.observe(loss)  # first: a loss that is not finite is no overflow of the scale
-            self.watch.observe_scaled(gradients)
+            self.watch.observe(*observed)  # first: a loss that is not finite is no overflow of the scale
+            self.watch.observe_scaled(*gradients)
         else:
-            self.watch.observe_in_place([*gradients, loss])
+            self.watch.observe(*gradients, *observed)
         # As torch's GradScaler does: with found_inf at 1 a fused optimiser changes nothing, step counts included.
         amp: Any = optimizer
         amp.found_inf, amp.grad_scale = self.watch.left_out, self._scale if self.enabled else None

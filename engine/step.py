@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 
-from torch import Tensor
-from torch.nn.modules.batchnorm import _BatchNorm
-
 from ..loaders import Batch
 from .learner import Learner
 from .methods import Method, Position
@@ -28,9 +25,6 @@ class TrainingStep:
     def __init__(self, method: Method, learner: Learner) -> None:
         self.method, self.learner = method, learner
         self._saved: dict[Hashable, Saved] = {}  # for each kind of step, what it moves early
-        norms = [module for module in learner.classifier.net.modules() if isinstance(module, _BatchNorm)]
-        found = [tensor for norm in norms for tensor in (norm.running_mean, norm.running_var)]
-        self._statistics: list[Tensor] = [tensor for tensor in found if tensor is not None]
 
     def __call__(self, batch: Batch, position: Position) -> None:
         """Trains on one clean batch."""
@@ -40,8 +34,7 @@ class TrainingStep:
         saved.take()
         classifier.begin_step()
         self.method.step(batch, position, self.learner)
-        # No pass in train mode reads them, so nothing else would see them spoilt before the net is evaluated.
-        watch.observe_in_place(self._statistics)
+        watch.settle()
         classifier.scaler.update()
         saved.put_back(watch.left_out)
         watch.end()
