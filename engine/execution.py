@@ -27,8 +27,8 @@ R = TypeVar("R")
 _OWN_LIMIT: dict[str, Any] = (
     {"isolate_recompiles": True} if "isolate_recompiles" in inspect.signature(torch.compile).parameters else {}
 )
-# Every net and image here is channels-last. Left to itself Inductor turns a net to NCHW that has a convolution from many
-# channels to few, as the generator has: copies in each pass, and convolutions that tensor cores do not like.
+# Every net and image here is channels-last. Left to itself Inductor turns a net to NCHW that has a convolution from
+# many channels to few, as the generator: copies in each pass, and convolutions that tensor cores do not like.
 _CHANNELS_LAST: dict[str, Any] = {"options": {"force_layout_optimization": True}}
 HALVES: dict[Precision, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
