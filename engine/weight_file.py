@@ -11,6 +11,7 @@ import hashlib
 import math
 import re
 import warnings
+import zipfile
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,7 @@ NORMALISATIONS = (
     ("0.mean", "0.std"),  # nn.Sequential(normalisation, net), whose net is `1`
 )
 HALVES = (torch.float16, torch.bfloat16)
+LARGER = 8  # times the file's bytes that its tensors may have together: several names may share what they are of
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -98,11 +100,12 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
     try:
         return safetensors.torch.load_file(path)
-    except (OSError, ValueError, KeyError, safetensors.SafetensorError) as error:  # KeyError: a type torch has not
+    except Exception as error:  # safetensors' own; and what torch says to a type or a shape that it has not
         raise CheckpointError(f"{path} cannot be read as safetensors ({_first_line(error)}): fetch it again") from None
 
 
 def _read_torch_file(path: Path) -> Any:
+    _refuse_packed(path)
     try:
         with warnings.catch_warnings():  # of formats that are then refused
             warnings.simplefilter("ignore")
@@ -118,6 +121,26 @@ def _read_torch_file(path: Path) -> Any:
             f"{path} holds {refused[1]}, which is no plain data and was not executed: where you trust the file, save "
             "its net's weights alone with torch.save(net.state_dict(), FILE)"
         ) from None
+
+
+def _refuse_packed(path: Path) -> None:
+    """Refuses a zip archive that would become larger than it is: torch.save packs nothing, and torch unpacks it all.
+
+    Raises:
+        CheckpointError: its members are packed, or lie over one another.
+    """
+    if not zipfile.is_zipfile(path):
+        return  # the old format, or none
+    try:
+        with zipfile.ZipFile(path) as file:
+            members = file.infolist()
+    except Exception as error:  # of damaged bytes, the reader raises more than its own errors
+        raise CheckpointError(
+            f"{path} cannot be read as a zip archive ({_first_line(error)}): fetch it again"
+        ) from None
+    packed = any(member.compress_type != zipfile.ZIP_STORED for member in members)
+    if packed or sum(member.file_size for member in members) > path.stat().st_size:
+        raise CheckpointError(f"{path} would become larger than it is, as no file of torch.save does: fetch it again")
 
 
 def _state_dict(path: Path, content: Any, notes: list[str]) -> dict[str, Tensor]:
@@ -149,6 +172,9 @@ def _state_dict(path: Path, content: Any, notes: list[str]) -> dict[str, Tensor]
             )
         if value.layout is not torch.strided or value.is_quantized or value.device.type != "cpu":
             raise CheckpointError(f"{path}: '{name}' is no plain dense tensor: save the net's own state dict")
+    size, room = sum(value.nbytes for value in content.values()), LARGER * path.stat().st_size
+    if size > room:  # one number may stand for a tensor of any size
+        raise CheckpointError(f"{path}: its tensors have {size:,} bytes, the file {room // LARGER:,}: fetch it again")
     return {name: value.detach() for name, value in content.items()}
 
 

@@ -6,11 +6,14 @@ data sets' page. A record is the label bytes (CIFAR-100: coarse, fine), then 3,0
 
 from __future__ import annotations
 
+import gzip
 import hashlib
+import io
 import tarfile
 import zlib
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +26,8 @@ from .split import Split, checked_split
 
 PIXEL_BYTES = 3 * 32 * 32
 LARGEST_FILE = 200 << 20  # a member that claims more is not unpacked whole; the largest real one has 154 MB
+LARGEST_TAR = 256 << 20  # both archives unpack to 185 MB
+MOST_MEMBERS = 32  # both have fewer than ten
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,18 +116,46 @@ def _read_folder(spec: Cifar, folder: Path) -> dict[str, bytes]:
 
 
 def _read_archive(spec: Cifar, archive: Path) -> dict[str, bytes]:
-    """The members that are asked for, read in memory; nothing is extracted to disk."""
+    """The members that are asked for, read in memory; nothing is extracted to disk.
+
+    Of an archive that is another one, a bounded part is unpacked: few members, and no more bytes than the published
+    one has by far.
+    """
+    wanted = {f"{spec.folder}/{name}": name for name in (*spec.train, *spec.test)}
     contents: dict[str, bytes] = {}
     try:
-        with tarfile.open(archive, "r:gz") as tar:
-            for name in (*spec.train, *spec.test):
-                stream = tar.extractfile(f"{spec.folder}/{name}")
+        with _Bounded(archive) as unpacked, tarfile.open(fileobj=unpacked, mode="r:") as tar:
+            for member in islice(tar, MOST_MEMBERS):
+                name = wanted.get(member.name)
+                if name is None:
+                    continue
+                stream = tar.extractfile(member)
                 if stream is None:
                     raise DataError(f"{archive}: {name} is not a file in it; delete the archive and fetch it again")
                 contents[name] = stream.read(LARGEST_FILE)
-    except (tarfile.TarError, OSError, EOFError, zlib.error, KeyError) as error:
+    except (tarfile.TarError, OSError, EOFError, zlib.error, ValueError, OverflowError) as error:
         raise DataError(f"{archive} cannot be read ({error}): delete it and fetch it again") from None
+    missing = next((name for name in wanted.values() if name not in contents), None)
+    if missing is not None:
+        raise DataError(f"{archive} cannot be read (it holds no {missing}): delete it and fetch it again")
     return contents
+
+
+class _Bounded(gzip.GzipFile):
+    """What a gzipped file unpacks to, of which `LARGEST_TAR` bytes at most are ever unpacked."""
+
+    def read(self, size: int | None = -1) -> bytes:
+        wanted = LARGEST_TAR if size is None or size < 0 else size
+        self._check(self.tell() + wanted)
+        return super().read(wanted)
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._check(offset)
+        return super().seek(offset, whence)
+
+    def _check(self, end: int) -> None:
+        if not 0 <= end <= LARGEST_TAR:
+            raise tarfile.ReadError(f"it unpacks to more than {LARGEST_TAR >> 20} MiB")
 
 
 def decode_records(spec: Cifar, source: str, content: bytes, sha256: str) -> Split:
