@@ -155,4 +155,5 @@ def identity(which: Which, checkpoint: Checkpoint, recipe: Recipe, seed: int) ->
         "model_sha256": checkpoint.model_sha256,
         "epsilon": recipe.epsilon,
         "seed": seed,
+        "rollbacks": checkpoint.record.collapse.rollbacks,  # of the run until then: see `Recipe.guard`
     }

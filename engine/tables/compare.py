@@ -58,6 +58,7 @@ class FinishedRun:
     train_minutes: float  # all steps
     wall_minutes: float
     machine: str  # device, execution mode and precision
+    rollbacks: int = 0  # of the guard against catastrophic overfitting; 0 where an old log does not say
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -188,6 +189,7 @@ def _read(path: Path) -> FinishedRun | Unready:
         train_minutes=log[-1]["step_seconds"] / 60,
         wall_minutes=log[-1]["wall_seconds"] / 60,
         machine=_machine(folder),
+        rollbacks=int(log[-1].get("rollbacks", 0)),
     )
 
 

@@ -143,8 +143,14 @@ def _legend(row: Row) -> str:
     batch = "" if recipe.stages else f", batch {recipe.batch_size}"
     return (
         f"{row.method}; recipe {row.recipe_words}; {recipe.model.name}, {recipe.epochs} epochs{batch}, selected on "
-        f"{recipe.select_on}; seeds {seeds}; on {machines}"
+        f"{recipe.select_on}; seeds {seeds}; rollbacks: {_rollbacks(row)}; on {machines}"
     )
+
+
+def _rollbacks(row: Row) -> str:
+    """How often the guard took the runs back, seed by seed; one number where it is the same for all."""
+    counts = [run.rollbacks for run in row.runs]
+    return str(counts[0]) if len(set(counts)) == 1 else " ".join(map(str, counts))
 
 
 def _notes(numbers: Sequence[int], section: Sequence[Row], attacks: Sequence[str]) -> list[str]:
@@ -185,6 +191,11 @@ def _row_notes(row: Row) -> list[str]:
     if row.apart:
         names = " and ".join(map(as_option, row.apart))
         found.append(f"the paper's row is left out: {names} {'differs' if len(row.apart) == 1 else 'differ'}")
+    if any(run.rollbacks for run in row.runs):
+        found.append(
+            f"rollbacks: {_rollbacks(row)}: these runs overfitted catastrophically, went back and on with other random "
+            "numbers; the method by itself would not have come here"
+        )
     precision = row.recipe.execution.precision
     if row.figures and precision != "fp32":
         found.append(f"ours in {precision}; the paper gives no precision")
@@ -211,6 +222,7 @@ def _csv_line(row: Row) -> dict[str, Any]:
         "batch": recipe.batch_size,
         "runs": " ".join(str(run.path) for run in row.runs),
         "seeds": " ".join(str(run.recipe.seed) for run in row.runs),
+        "rollbacks": " ".join(str(run.rollbacks) for run in row.runs),
         "paper_table": "" if row.beside is None else row.beside.table,
     }
     for attack in row.attacks:
