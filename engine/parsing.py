@@ -20,7 +20,10 @@ QUOTES, DASHES = "'\"", "-\u2010\u2013\u2014"
 # What tyro says of values, in the words of someone who types them.
 _PLAINER = (
     (r"^Error parsing recipe[\w.]*: ", ""),
-    (rf"(base 10: |to float: |invalid choice )'([^']{{{LONGEST_SHOWN}}})[^']*('|$)", r"\1'\2...'"),
+    (
+        rf"(base 10: |to float: |invalid choice |from \[|arguments: \[)'([^']{{{LONGEST_SHOWN}}})[^']*('|$)",
+        r"\1'\2...'",
+    ),
     (r"^Error parsing (--\S+): invalid literal for int\(\) with base 10: ", r"\1 must be a whole number, not "),
     (r"^Error parsing (--\S+): Exceeds the limit.*", r"\1 must be a whole number of fewer digits"),
     (r"^Error parsing (--\S+): could not convert string to float: ", r"\1 must be a number, not "),
@@ -68,14 +71,15 @@ def _parse(kind: type[Arguments], argv: Sequence[str], program: str, default: Ar
 
 def _check_words(argv: Sequence[str]) -> None:
     """Refuses what tyro would take in silence: an option that is given twice, of which it takes the last."""
-    given: dict[str, str] = {}
+    given: set[str] = set()
     option = "the first word"
     for word in argv:
         if word.startswith("--"):
             option = word.partition("=")[0]
             same = option.replace("_", "-").replace("--no-", "--").replace(".no-", ".")
-            if len(same) > 2 and given.setdefault(same, word) is not word:
+            if same in given:
                 raise UsageError(f"{shown(option).strip(QUOTES)} is given twice: give it once")
+            given.add(same)
         if len(word) > LONGEST_TEXT or "\0" in word:
             raise UsageError(f"{shown(option).strip(QUOTES)}: {shown(word)} is too long, or holds NUL: check the value")
 

@@ -45,8 +45,8 @@ def load(kind: type[Kind], text: str, source: str, *, error: type[UsageError], f
         value = adapter.validate_json(text, strict=True, extra="forbid")
     except ValidationError as problem:
         first = problem.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the file"
-        where = where if len(where) <= LONGEST_SHOWN else shown(where)
+        parts = [str(part) for part in first["loc"]]
+        where = ".".join(part if len(part) <= LONGEST_SHOWN else shown(part) for part in parts) or "the file"
         raise error(" ".join(f"{source}: {where}: {first['msg']}; {fix}".split())) from None
     missing = _first_missing(json.loads(dump(value)), plain(text, source, error=error))
     if missing is not None:

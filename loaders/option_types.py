@@ -58,7 +58,7 @@ def check_range(value: float, name: str, low: float, high: float, error: type[Va
 
 def shown(value: Any) -> str:
     """A wrong value as a message shows it: quoted where it is text, on one line, and short."""
-    if isinstance(value, int) and not -LARGEST_WHOLE < value < LARGEST_WHOLE:
+    if isinstance(value, int) and value.bit_length() > LONGEST_SHOWN:
         return f"a number of {value.bit_length()} bits"  # Python does not write out those of over 4,300 digits
     text = ascii(value) if isinstance(value, str) and not value.isprintable() else repr(value)
     text = " ".join(text.split())
@@ -85,7 +85,7 @@ def _fits(value: Any, kind: Any) -> bool:
             return all(_fits(one, args[0]) for one in value)
         return len(value) == len(args) and all(map(_fits, value, args))
     if kind is int:
-        return type(value) is int and value > -LARGEST_WHOLE
+        return type(value) is int and -LARGEST_WHOLE < value < LARGEST_WHOLE
     if kind is float:
         return isinstance(value, (int, float)) and not isinstance(value, bool) and _finite(value)
     if kind is str:
