@@ -49,9 +49,8 @@ def prepare(run: Run) -> None:
         )
 
 
-def announce_resumption(run: Run, changed: list[str]) -> None:
-    """Where a run goes on, and whether bit for bit; `changed` is what `RunFolder.note_environment` found."""
-    exact = f"equivalent, not bit for bit ({'; '.join(changed)})" if changed else "bit for bit"
-    if run.device.type == "cuda" and not changed:
-        exact = "equivalent (cuDNN's sums are not bit-exact)"
-    console.line(f"resuming at epoch {run.at.epoch + 1}, step {run.at.step}: {exact}")
+def announce_resumption(run: Run) -> str:
+    """Says where a run goes on, and whether bit for bit; returns what it says."""
+    said = f"resuming at epoch {run.at.epoch + 1}, step {run.at.step}: {run.numerics.verdict}"
+    console.line(said)
+    return said

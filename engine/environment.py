@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+from contextlib import suppress
 from datetime import UTC, datetime
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,15 @@ import torch
 
 from .errors import UsageError
 from .execution import Execution
+from .numerics import Fingerprint
+
+# What turns files into pixels, by loader: decoders of two versions may differ by a grey level or two.
+DECODERS = {
+    "resident": ("pillow",),
+    "torch": ("torchvision", "pillow"),
+    "ffcv": ("ffcv", "opencv-python"),
+    "dali": ("nvidia-dali-cuda130", "nvidia-dali-cuda120"),
+}
 
 
 def choose_device(name: str) -> tuple[torch.device, str]:
@@ -45,12 +56,15 @@ def free_memory(device: torch.device) -> int:
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
-def describe_environment(device: torch.device, execution: Execution | None = None) -> dict[str, Any]:
-    """What environment.json holds. `numerics` decides whether a resumed run is bit-exact.
+def describe_environment(
+    device: torch.device, execution: Execution | None = None, *, loader: str | None = None
+) -> dict[str, Any]:
+    """What environment.json holds of a start.
 
     Args:
         device: where the work is done.
         execution: how steps are executed; by default eagerly in fp32.
+        loader: what reads the images, where something does.
     """
     execution = Execution(device=device) if execution is None else execution
     return {
@@ -59,29 +73,58 @@ def describe_environment(device: torch.device, execution: Execution | None = Non
         "python": platform.python_version(),
         "platform": platform.platform(),
         "numpy": metadata.version("numpy"),
-        "numerics": {
-            "torch": torch.__version__,
-            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu {platform.machine()}",
-            "cuda": torch.version.cuda if device.type == "cuda" else None,
-            "cpu": torch.backends.cpu.get_cpu_capability(),
-            "hardfast": own_version(),
-            "threads": torch.get_num_threads(),
-            "precision": execution.precision,
-            "memory_format": "channels_last",
-            "execution": execution.mode,
-            "tf32": execution.tf32,
-            "pad_channels": execution.pad_channels,
-            "deterministic": torch.are_deterministic_algorithms_enabled(),
-        },
+        "numerics": fingerprint(device, execution, loader=loader),
     }
+
+
+def fingerprint(device: torch.device, execution: Execution, *, loader: str | None = None) -> Fingerprint:
+    """What decides a run's numbers to the last bit; arguments as of `describe_environment`."""
+    cuda = device.type == "cuda"
+    found: Fingerprint = {
+        "torch": torch.__version__,
+        "device": torch.cuda.get_device_name(device) if cuda else f"cpu {platform.machine()}",
+        "cuda": torch.version.cuda if cuda else None,
+        "cudnn": torch.backends.cudnn.version() if cuda else None,
+        "triton": _version("triton") if cuda else None,  # on a CPU the kernels are plain PyTorch
+        "cpu": torch.backends.cpu.get_cpu_capability(),
+        "cpu_model": cpu_model(),
+        "hardfast": own_version(),
+        "threads": torch.get_num_threads(),
+        "precision": execution.precision,
+        "memory_format": "channels_last",
+        "execution": execution.mode,
+        "tf32": execution.tf32,
+        "pad_channels": execution.pad_channels,
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+    }
+    if loader is not None:
+        versions = [f"{package} {_version(package)}" for package in DECODERS[loader] if _version(package)]
+        found |= {"loader": loader, "decoders": ", ".join(versions)}
+    return found
+
+
+@cache
+def cpu_model() -> str | None:
+    """Vendor and model as Linux tells them: libraries choose their code by them; None where it does not."""
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return None
+
+
+@cache
+def _version(package: str) -> str | None:
+    """Of an installed package."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def own_version() -> str:
     """The version of hardfast as it is installed; `source tree` where it is not."""
-    try:
-        return metadata.version("hardfast")
-    except metadata.PackageNotFoundError:
-        return "source tree"
+    return _version("hardfast") or "source tree"
 
 
 def wait_for(device: torch.device) -> None:

@@ -1,15 +1,17 @@
 """What a checkpoint says about itself in train.json: where the run was, its best checkpoint, the net's shape, what the
-guards have seen.
+guards have seen, and whether it is bit-exact.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 
 from . import strict_json
 from .errors import CheckpointError
 from .guard import CollapseHistory, NonFiniteHistory
 from .models import NetShape
+from .numerics import Numerics
 
 
 @dataclass(kw_only=True, slots=True)
@@ -41,6 +43,7 @@ class Record:
     net: NetShape
     collapse: CollapseHistory = field(default_factory=CollapseHistory)
     nonfinite: NonFiniteHistory = field(default_factory=NonFiniteHistory)
+    numerics: Numerics = field(default_factory=partial(Numerics, now={}))
 
     def to_json(self) -> str:
         """As train.json holds it."""

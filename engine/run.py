@@ -17,7 +17,7 @@ from .averaging import WeightAverage
 from .capture import CapturedStep, rewound
 from .checkpoint import MODEL, STATE, Checkpoint, CheckpointStore
 from .classifier import Classifier, placed
-from .environment import wait_for
+from .environment import fingerprint, wait_for
 from .errors import CaptureError, CheckpointError, UsageError
 from .execution import Execution, choose_execution
 from .guard import CollapseHistory, NonFiniteHistory, training_seed
@@ -25,6 +25,7 @@ from .learner import Learner, Tally
 from .methods import Position, Setting
 from .models import NetShape, PaddedConv2d, build_model, seeded_initialisation
 from .named_tensors import load_optimizer, load_strictly, optimizer_tensors
+from .numerics import Numerics
 from .optimizers import make_sgd, set_learning_rate, set_momentum
 from .recipes.recipe import Recipe, StageOptions
 from .recipes.schedule import learning_rate, momentum
@@ -111,12 +112,22 @@ class Run:
         self.prepared: Preparation | None = None
         self.best: Best | None = None
         self.collapse, self.nonfinite = CollapseHistory(), NonFiniteHistory()
+        self._restored: tuple[Numerics, int] | None = None  # of the checkpoint it goes on from, and its step
         self.images_per_second = 0.0  # of the newest epoch, without evaluation and saving
 
     @property
     def seed(self) -> int:
         """Of all that is drawn while training: order, crops, noise."""
         return training_seed(self.recipe.seed, self.collapse.rollbacks)
+
+    @property
+    def numerics(self) -> Numerics:
+        """What its steps were made with, and the next ones will be."""
+        now = fingerprint(self.device, self.execution, loader=self.loader_choice.name)
+        if self._restored is None:
+            return Numerics(now=now)
+        before, step = self._restored
+        return before.followed_by(now, step=step)
 
     @property
     def batch_size(self) -> int:
@@ -288,7 +299,7 @@ class Run:
     def begin_anew(self) -> None:
         """Puts the run where it began, in place; what its guards have seen stays."""
         fresh = Run(self.recipe, self.data, self.device, execution=self.execution)
-        self.at, self.best = fresh.at, None
+        self.at, self.best, self._restored = fresh.at, None, None
         self.enter_stage()
         theirs = fresh._all_in_place()
         with torch.no_grad():
@@ -334,7 +345,14 @@ class Run:
         """
         if best_score is not None:
             self.best = Best(step=self.at.total, epoch=self.at.epoch, score=best_score)
-        record = Record(at=self.at, best=self.best, net=self.shape, collapse=self.collapse, nonfinite=self.nonfinite)
+        record = Record(
+            at=self.at,
+            best=self.best,
+            net=self.shape,
+            collapse=self.collapse,
+            nonfinite=self.nonfinite,
+            numerics=self.numerics,
+        )
         state = self.tensors()
         if self.average is not None:
             state |= {f"trained/{name}": value for name, value in self.net.state_dict().items()}
@@ -377,6 +395,7 @@ class Run:
         self.best = checkpoint.record.best
         self.follow(checkpoint.record.collapse)
         self.nonfinite = checkpoint.record.nonfinite
+        self._restored = checkpoint.record.numerics, checkpoint.record.at.total
 
     def follow(self, collapse: CollapseHistory) -> None:
         """Takes a history of the guard over, and with its rollbacks the random numbers that it trains with."""

@@ -27,6 +27,7 @@ from torch import nn
 from ..loaders import LoaderOptions
 from ..loaders.option_types import shown
 from .checkpoint import MODEL, Checkpoint, CheckpointStore
+from .disk import sync_folder
 from .errors import CheckpointError, UsageError
 from .models import build_model, channels_last
 from .named_tensors import load_strictly
@@ -79,24 +80,18 @@ class RunFolder:
         """Device, versions and numerics of every start of the run."""
         return self.path / "environment.json"
 
-    def note_environment(self, now: dict[str, Any]) -> list[str]:
-        """Adds this start to environment.json, and says what makes it differ from the one before.
-
-        Returns:
-            Changed numerics like `threads 2, now 1`; empty if the run goes on bit for bit, or begins.
-        """
-        starts = []
+    def note_start(self, start: dict[str, Any]) -> None:
+        """Adds a start to environment.json. A damaged one is kept as environment.json.damaged, and begun anew."""
+        starts: list[Any] = []
         if self.environment.exists():
             try:
                 starts = json.loads(self.environment.read_text())["starts"]
-                before = starts[-1]["numerics"]
-                changed = [f"{k} {before.get(k)}, now {v}" for k, v in now["numerics"].items() if before.get(k) != v]
-            except (ValueError, LookupError, TypeError, AttributeError):
-                changed = ["environment.json cannot be read"]
-        else:
-            changed = []
-        write_whole(self.environment, json.dumps({"starts": [*starts, now]}, indent=2) + "\n")
-        return changed
+                if not isinstance(starts, list):
+                    raise TypeError("no list")
+            except (ValueError, LookupError, TypeError):
+                self.environment.replace(self.environment.with_suffix(".json.damaged"))
+                starts = []
+        write_whole(self.environment, json.dumps({"starts": [*starts, start]}, indent=2) + "\n")
 
     def recipe(self) -> Recipe:
         """The recipe of the run in this folder.
@@ -121,17 +116,20 @@ class RunFolder:
         if self.config.exists():
             first = _first_difference(json.loads(to_json(self.recipe())), json.loads(to_json(recipe)))
             if first is not None:
-                if not any(self.store.folder.glob("step-*")) and not self.evaluation.exists():
+                saved = [path for path in self.store.folder.glob("step-*") if ".tmp-" not in path.name]
+                if not saved and not self.evaluation.exists():
                     return False  # a start that failed before its first checkpoint: nothing is lost
                 raise UsageError(
                     f"--out {self.path} holds another run: its {first[0]} is {first[1]}, yours {first[2]}; "
                     "choose another --out, or repeat that run's options to resume it"
                 )
             return True
-        others = (
-            [path for path in self.path.iterdir() if path != self._lock] if self.path.is_dir() else self.path.exists()
-        )
-        if others:
+        if self.path.is_dir():
+            ours = {self._lock, *self._half_written()}  # of a start that was killed before its config.json was there
+            free = all(path in ours for path in self.path.iterdir())
+        else:
+            free = not self.path.exists()
+        if not free:
             raise UsageError(f"--out {self.path} exists and holds no run: choose a new or an empty folder")
         return False
 
@@ -166,15 +164,13 @@ class RunFolder:
 
     def append_log(self, line: dict[str, Any]) -> None:
         """Adds one line to log.jsonl, at once."""
-        with self.log.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+        append_line(self.log, json.dumps(line))
 
     def append_guard(self, line: dict[str, Any]) -> None:
         """Adds one line to guard.jsonl, unless it is there: a run that was killed after it comes by here again."""
-        text = json.dumps(line) + "\n"
-        if not self.guard.exists() or text not in self.guard.read_text():
-            with self.guard.open("a") as file:
-                file.write(text)
+        text = json.dumps(line)
+        if not self.guard.exists() or text not in self.guard.read_text().splitlines():
+            append_line(self.guard, text)
 
     def truncate_log(self, epochs: int) -> None:
         """Drops the lines of epochs that the checkpoint being resumed does not know of."""
@@ -195,7 +191,14 @@ class RunFolder:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise UsageError(f"--out {self.path} is being trained by another process: wait for it") from None
+            for leftover in self._half_written():
+                leftover.unlink(missing_ok=True)
             yield
+
+    def _half_written(self) -> list[Path]:
+        """What killed processes left of files that only the holder of the lock writes."""
+        names = (path.name for path in (self.config, self.environment, self.log))
+        return [path for name in names for path in self.path.glob(f".{name}.tmp-*")]
 
 
 def load_model(run: Path | str, *, checkpoint: Which = "best", device: torch.device | str = "cpu") -> nn.Module:
@@ -224,7 +227,7 @@ def restored_model(recipe: Recipe, checkpoint: Checkpoint) -> nn.Module:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Replaces a small file in one step, so that a reader or a crash never meets half of it."""
+    """Replaces a small file in one step, so that a reader or a crash never meets half of it; on the disk when done."""
     part = path.with_name(f".{path.name}.tmp-{os.getpid()}")
     try:
         with part.open("w") as file:
@@ -232,9 +235,22 @@ def write_whole(path: Path, text: str) -> None:
             file.flush()
             os.fsync(file.fileno())
         part.replace(path)
+        sync_folder(path.parent)
     except BaseException:
         part.unlink(missing_ok=True)
         raise
+
+
+def append_line(path: Path, line: str) -> None:
+    """Adds a line to a file, which is on the disk when done; half a line that a kill left there ends before it."""
+    begun = path.exists()
+    torn = begun and path.read_bytes()[-1:] not in (b"", b"\n")
+    with path.open("a") as file:
+        file.write(("\n" if torn else "") + line + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    if not begun:
+        sync_folder(path.parent)
 
 
 def _epoch_of(line: str) -> int:

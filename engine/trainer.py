@@ -76,11 +76,8 @@ def train(recipe: Recipe, out: Path | str, *, device: str = "auto", save_minutes
         guard, trained = RunGuard(run, folder), False
         if run.at.epoch < recipe.epochs and not stop.requested:
             prepare(run)
-            environment = describe_environment(target, run.execution)
-            environment["numerics"]["loader"] = run.loader_choice.name  # decoders differ by a grey level or two
-            changed = folder.note_environment(environment)
-            if run.at.total:
-                announce_resumption(run, changed)
+            start = describe_environment(target, run.execution, loader=run.loader_choice.name)
+            folder.note_start(start | ({"resumed": announce_resumption(run)} if run.at.total else {}))
         while run.at.epoch < recipe.epochs and not stop.requested:
             if run.unprepared:  # a stage with images of another size has begun
                 prepare(run)

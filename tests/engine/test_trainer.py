@@ -211,20 +211,6 @@ def test_saving_every_so_many_minutes_needs_a_number(minutes: float, quick_recip
     assert not (tmp_path / "run").exists()
 
 
-def test_resuming_with_other_numerics_says_so(
-    quick_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    recipe = replace(quick_recipe, epochs=1)
-    with monkeypatch.context() as patch:
-        patch.setattr("hardfast.engine.trainer.StopRequest", StopAt)
-        StopAt.countdown = 5
-        train(recipe, tmp_path / "run")
-    path = tmp_path / "run/environment.json"
-    path.write_text(path.read_text().replace(f'"threads": {torch.get_num_threads()}', '"threads": 99'))
-    train(recipe, tmp_path / "run")
-    assert f"not bit for bit (threads 99, now {torch.get_num_threads()})" in capsys.readouterr().out
-
-
 def test_a_finished_run_is_not_trained_again(quick_run: Path, quick_recipe: Recipe) -> None:
     before = final_state(quick_run)
     outcome = train(quick_recipe, quick_run)
