@@ -90,7 +90,7 @@ class CollapseHistory:
     """What the guard against catastrophic overfitting has seen; accuracies in percent."""
 
     rollbacks: int = 0
-    good: int | None = None  # step of the newest checkpoint at which nothing was wrong
+    good: int | None = None  # step of the newest checkpoint that was healthy
     highest: float | None = None  # PGD-10, of the probes of all held-out images
     highest_of_wires: float | None = None  # the same of the trip wires, which see fewer images
     train: float | None = None  # on adversarial training images, between the last two probes
@@ -161,6 +161,11 @@ class Signs:
     def alarm(self) -> bool:
         """Whether this is catastrophic overfitting: no robustness is left, or two of the three signs."""
         return self.lost or self.dropped + self.apart + self.jumped >= 2
+
+    @property
+    def healthy(self) -> bool:
+        """Whether a run may go back to here: no sign, and not already on the way down."""
+        return not self.suspicious and (self.highest is None or self.highest - self.pgd < DROP / 2)
 
     def __str__(self) -> str:
         said = [f"held-out PGD-10 {self.pgd:.1f} %"]

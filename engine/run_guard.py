@@ -115,7 +115,7 @@ class RunGuard:
                 run.renew_statistics()
             pgd = self._accuracy(run.evaluated, "pgd-10", MOST)
             highest = before.highest_of_wires if before.highest is None else before.highest
-            self._alarmed(replace(signs, pgd=pgd, highest=highest), MOST)
+            self._judge(replace(signs, pgd=pgd, highest=highest), MOST)
 
     def held_out(self, pgd: float) -> None:
         """Takes an epoch's held-out PGD-10 accuracy, in percent, for a probe.
@@ -128,9 +128,9 @@ class RunGuard:
         run, before = self.run, self.run.collapse
         _, _, train = self._trained_since(before)
         signs = Signs(pgd=pgd, fgsm=None, highest=before.highest, train=train, train_before=before.train)
-        alarmed = self._alarmed(signs, len(run.selecting))
+        self._judge(signs, len(run.selecting))
         after = run.collapse.probed(pgd, train, wire=False, right=0.0, images=0.0)
-        run.collapse = after if alarmed else replace(after, good=run.at.total)
+        run.collapse = replace(after, good=run.at.total) if signs.healthy else after
 
     def roll_back(self, needed: GoBack) -> None:
         """Puts the run back: to its newest checkpoint, or to the newest one from before it overfitted; else to its
@@ -205,13 +205,17 @@ class RunGuard:
             run.net.train()
         return found.accuracy[attack]
 
-    def _alarmed(self, signs: Signs, images: int) -> bool:
-        """Whether these are signs of catastrophic overfitting; measures the missing one on so many images."""
+    def _judge(self, signs: Signs, images: int) -> None:
+        """Does what the recipe wants if these are signs of catastrophic overfitting; measures the missing one first.
+
+        Raises:
+            GoBack, Collapsed: as `trip_wire`.
+        """
         run, history, epoch = self.run, self.run.collapse, self.run.at.epoch
         if signs.suspicious and not signs.alarm:
             signs = replace(signs, fgsm=self._accuracy(run.evaluated, "fgsm", images))
         if not signs.alarm:
-            return False
+            return
         if run.recipe.guard == "rollback" and history.rollbacks < MOST_ROLLBACKS:
             raise GoBack(f"catastrophic overfitting ({signs})", self._here, collapsed=True)
         if run.recipe.guard == "rollback":
@@ -226,10 +230,9 @@ class RunGuard:
             run.collapse = replace(history, warned=epoch)
             self._note("warning", str(signs), self._here)
             console.line(f"epoch {epoch + 1}, step {run.at.step}: catastrophic overfitting ({signs})")
-        return True
 
     def _good(self) -> Checkpoint | None:
-        """The newest whole checkpoint at which nothing was wrong; None if there is none."""
+        """The newest whole checkpoint that was healthy; None if there is none."""
         run, store = self.run, self.folder.store
         for step in (run.collapse.good, None if run.best is None else run.best.step):
             if step is None:

@@ -128,6 +128,21 @@ def test_the_signs_of_catastrophic_overfitting(probe: Signs, suspicious: bool, a
     assert (probe.suspicious, probe.alarm) == (suspicious, alarm)
 
 
+@pytest.mark.parametrize(
+    ("probe", "healthy"),
+    [
+        (signs(51), True),
+        (signs(50), False),  # half way to an alarm: no place to go back to
+        (signs(70), True),
+        (signs(0, highest=None), True),
+        (signs(60, train=65), False),
+        (signs(4, highest=10), False),
+    ],
+)
+def test_where_a_run_may_go_back_to(probe: Signs, healthy: bool) -> None:
+    assert probe.healthy is healthy
+
+
 @settings(max_examples=500)
 @given(*[st.floats(0, 100) for _ in range(5)])
 def test_an_alarm_is_always_suspicious_before_fgsm_is_measured(
