@@ -43,7 +43,7 @@ class Checkpoint:
         Raises:
             CheckpointError: the file is not the verified one any more, or holds a value that is not finite.
         """
-        tensors = _load(self.path / MODEL, self.model_sha256)
+        tensors = load_verified(self.path / MODEL, self.model_sha256)
         name = not_finite(tensors)
         if name is not None:
             raise CheckpointError(f"{self.path / MODEL}: '{name}' is not finite: such weights classify nothing")
@@ -55,7 +55,7 @@ class Checkpoint:
         Raises:
             CheckpointError: the file is not the verified one any more.
         """
-        return _load(self.path / STATE, self.state_sha256)
+        return load_verified(self.path / STATE, self.state_sha256)
 
 
 def sealed(model: Tensors, state: Tensors, record: Record) -> dict[str, bytes]:
@@ -95,6 +95,24 @@ def verified(path: Path) -> Checkpoint:
         raise CheckpointError(f"{error.filename} cannot be read: {error.strerror}") from None
     except disk.OddFile as error:
         raise CheckpointError(str(error)) from None
+
+
+def load_verified(path: Path, sha256: str | None) -> Tensors:
+    """The tensors of a .safetensors file, from the very bytes whose sha256 is compared.
+
+    Raises:
+        CheckpointError: they have another sha256, if one is given, or are no such file.
+    """
+    try:
+        content = disk.read(path, largest=disk.size_of(path))
+        if sha256 is not None and _sha256(content) != sha256:
+            raise CheckpointError(f"{path} has changed since it was verified: repeat the command")
+        tensors: Tensors = safetensors().load(content)
+        return tensors
+    except UsageError:
+        raise
+    except Exception as error:  # safetensors' own; and what torch says to a type or a shape that it has not
+        raise CheckpointError(f"{path} cannot be read: {_one_line(error)}") from None
 
 
 def not_finite(tensors: Tensors) -> str | None:
@@ -156,20 +174,6 @@ def _entries(text: str, path: Path) -> dict[str, tuple[int, str]]:
 def _packed(tensors: Tensors) -> bytes:
     """As a .safetensors file holds them: contiguous on the CPU, so that channels-last weights are in NCHW order."""
     return bytes(safetensors().save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}))
-
-
-def _load(path: Path, sha256: str) -> Tensors:
-    """The tensors of a file, from the very bytes whose sha256 was compared."""
-    try:
-        content = disk.read(path, largest=disk.size_of(path))
-        if _sha256(content) != sha256:
-            raise CheckpointError(f"{path} has changed since it was verified: repeat the command")
-        tensors: Tensors = safetensors().load(content)
-        return tensors
-    except UsageError:
-        raise
-    except Exception as error:  # safetensors' own, and whatever odd dtypes and shapes raise in torch
-        raise CheckpointError(f"{path} cannot be read: {_one_line(error)}") from None
 
 
 def _sha256(content: bytes) -> str:

@@ -9,9 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import re
-import warnings
-import zipfile
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +18,7 @@ import torch
 from torch import Tensor
 
 from .errors import CheckpointError, UsageError
+from .torch_file import first_line, read_torch_file
 
 SAFETENSORS = (".safetensors",)
 PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".tar")  # what torch.save's files are called
@@ -79,12 +77,12 @@ def read_weight_file(path: Path, *, own_names: Collection[str] = ()) -> WeightFi
     if path.suffix not in SAFETENSORS + PICKLES:
         endings = " ".join(SAFETENSORS + PICKLES)
         raise UsageError(f"{path} is not named like a weight file: its name must end in one of {endings}")
-    with path.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     notes: list[str] = []
-    content = _read_safetensors(path) if path.suffix in SAFETENSORS else _read_torch_file(path)
+    content = _read_safetensors(path) if path.suffix in SAFETENSORS else read_torch_file(path)
     tensors = _state_dict(path, content, notes)
     tensors, normalisation = _unwrapped(path, tensors, own_names, notes)
+    with path.open("rb") as file:  # last: a file that claims to be large, and is none, is refused before
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     return WeightFile(
         path=path,
         tensors=_at_full_precision(tensors, notes),
@@ -101,46 +99,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return safetensors.torch.load_file(path)
     except Exception as error:  # safetensors' own; and what torch says to a type or a shape that it has not
-        raise CheckpointError(f"{path} cannot be read as safetensors ({_first_line(error)}): fetch it again") from None
-
-
-def _read_torch_file(path: Path) -> Any:
-    _refuse_packed(path)
-    try:
-        with warnings.catch_warnings():  # of formats that are then refused
-            warnings.simplefilter("ignore")
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # the reader of a damaged or malicious file raises whatever it stumbles over
-        refused = re.search(r"[Uu]nsupported (?:global: )?GLOBAL (\S+)", str(error))
-        if refused is None:
-            raise CheckpointError(
-                f"{path} cannot be read as plain data of torch.save, and nothing in it was executed: it is damaged or "
-                "another kind of file; fetch it again, or save torch.save(net.state_dict(), FILE)"
-            ) from None
-        raise CheckpointError(
-            f"{path} holds {refused[1]}, which is no plain data and was not executed: where you trust the file, save "
-            "its net's weights alone with torch.save(net.state_dict(), FILE)"
-        ) from None
-
-
-def _refuse_packed(path: Path) -> None:
-    """Refuses a zip archive that would become larger than it is: torch.save packs nothing, and torch unpacks it all.
-
-    Raises:
-        CheckpointError: its members are packed, or lie over one another.
-    """
-    if not zipfile.is_zipfile(path):
-        return  # the old format, or none
-    try:
-        with zipfile.ZipFile(path) as file:
-            members = file.infolist()
-    except Exception as error:  # of damaged bytes, the reader raises more than its own errors
-        raise CheckpointError(
-            f"{path} cannot be read as a zip archive ({_first_line(error)}): fetch it again"
-        ) from None
-    packed = any(member.compress_type != zipfile.ZIP_STORED for member in members)
-    if packed or sum(member.file_size for member in members) > path.stat().st_size:
-        raise CheckpointError(f"{path} would become larger than it is, as no file of torch.save does: fetch it again")
+        raise CheckpointError(f"{path} cannot be read as safetensors ({first_line(error)}): fetch it again") from None
 
 
 def _state_dict(path: Path, content: Any, notes: list[str]) -> dict[str, Tensor]:
@@ -228,7 +187,3 @@ def _at_full_precision(tensors: dict[str, Tensor], notes: list[str]) -> dict[str
 
 def _rounded(values: tuple[float, ...]) -> str:
     return "(" + ", ".join(f"{value:.4g}" for value in values) + ")"
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
