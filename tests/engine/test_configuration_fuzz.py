@@ -13,6 +13,7 @@ import random
 import re
 import shutil
 import signal
+import subprocess
 import sys
 import time
 from collections import Counter
@@ -27,7 +28,7 @@ import torch
 
 pytest.importorskip("tyro")
 pytest.importorskip("pydantic")
-from hardfast.engine import cli
+from hardfast.engine import cli, parsing
 from hardfast.engine.errors import UsageError
 from hardfast.engine.methods import METHODS, Position
 from hardfast.engine.recipes import Recipe, from_json, to_json
@@ -41,10 +42,10 @@ from .configurations import NOT_HERE, Option, options_of, recipe_options, tiny, 
 
 SEED = int(os.environ.get("HARDFAST_FUZZ_SEED", "0"))
 AREA = "configuration fuzz"
-HANG = 60  # seconds after which a case counts as hung
+HANG = 300  # seconds after which a case counts as hung: also on a machine that does much else
 ADVICE = re.compile(
     r"must|choose|\buse\b|see `|write it|did you mean|give|drop|\bset\b|name |restore|lower|keep|needs|\brun\b|check"
-    r"|\badd\b|one of|those of|has none"
+    r"|\badd\b|only|one of|those of|has none"
 )
 METHOD_NAMES = tuple(METHODS)
 OF_THE_COMMAND = ("device", "evaluate", "save_minutes")
@@ -58,6 +59,12 @@ BASE = (
     *("epochs", "batch_size", "crop_padding", "data.name", "data.image_size", "data.heldout", "model.name"),
     *("method.generator_width", "method.steps", "method.replays"),
 )  # that make a step tiny, with those of data.synthetic
+
+
+@pytest.fixture(scope="module", autouse=True)
+def imported() -> None:
+    """What a first step imports takes seconds, and is no part of a case."""
+    step_of(tiny("fgsm-sdi"))
 
 
 @dataclass
@@ -198,12 +205,12 @@ def refused_line(words: Sequence[str], folder: Path, keys: Sequence[str], captur
     finally:
         sys.argv = before
         said = capture.readouterr()
+        left = [path.name for path in folder.iterdir()]
+        for name in left:
+            shutil.rmtree(folder / name)
     assert stop.value.code == 2, f"exit code {stop.value.code}: {said.err[-300:]}"
     assert said.err.startswith("hardfast: ") and said.err.endswith("\n")
     check_message(said.err.removeprefix("hardfast: ").rstrip("\n"), keys)
-    left = [path.name for path in folder.iterdir()]
-    for name in left:
-        shutil.rmtree(folder / name)
     assert not left, f"left behind: {left}"
 
 
@@ -252,7 +259,7 @@ def _misspelt(r: random.Random, key: str, options: dict[str, Option]) -> str:
 def test_right_command_lines(part: int) -> None:
     """Of options that are right one by one; where two contradict each other, one of them is named."""
     tally, ends = Tally(), Counter[str]()
-    for number in range(part, tries(120, 2400), 2):
+    for number in range(part, tries(100, 1600), 2):
         r = random.Random(f"{SEED} right {number}")
         line, _ = drawn_line(r)
         words = line.words(Path("unused"), r)
@@ -277,7 +284,7 @@ def test_right_commands(tmp_path: Path) -> None:
 
 
 def test_wrong_command_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    tally = wrong_lines(tries(110, 2000), tmp_path, capsys)
+    tally = wrong_lines(tries(105, 2000), tmp_path, capsys)
     tally.close(tally.counts.total())
 
 
@@ -323,7 +330,7 @@ def test_wrong_config_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     tally = Tally()
     folder = tmp_path / "run"
     folder.mkdir()
-    for number in range(tries(70, 1300)):
+    for number in range(tries(80, 1400)):
         r = random.Random(f"{SEED} json {number}")
         kind, raw, keys = broken_json(r)
         (folder / "config.json").write_bytes(raw)
@@ -346,7 +353,7 @@ def test_wrong_config_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
 def test_wrong_python(tmp_path: Path) -> None:
     """Values of another type anywhere in a recipe, by `dataclasses.replace`, which calls the constructors."""
     tally = Tally()
-    for number in range(tries(50, 800)):
+    for number in range(tries(60, 1040)):
         r = random.Random(f"{SEED} python {number}")
         recipe = tiny(r.choice(METHOD_NAMES))
         option = r.choice(recipe_options(recipe.method.name))
@@ -364,3 +371,101 @@ def test_wrong_python(tmp_path: Path) -> None:
         with tally.case("python: unknown", head), pytest.raises(TypeError, match="'lrr'"):  # Python's own
             replace(getattr(tiny("standard"), head), lrr=1)
     tally.close(tally.counts.total())
+
+
+# --- real processes, and what the tests above would see
+
+
+def test_real_processes(tmp_path: Path) -> None:
+    """Some of the wrong command lines as a shell gives them, and one that is right."""
+    tally = Tally()
+    for number in range(tries(2, 12)):
+        r = random.Random(f"{SEED} process {number}")
+        while True:
+            kind, line, keys = broken_line(r)
+            words = line.words(tmp_path / "run", r)
+            if not any("\0" in word for word in words):  # no shell can give these
+                break
+        with tally.case(f"process: {kind}", words):
+            done = subprocess.run(
+                [sys.executable, "-c", "from hardfast.engine.cli import main; main()", *words],
+                env=os.environ | {"OMP_NUM_THREADS": "1"},
+                capture_output=True,
+                text=True,
+                errors="replace",
+            )
+            assert done.returncode == 2, done.stderr[-300:]
+            assert done.stderr.startswith("hardfast: ") and done.stderr.count("\n") == 1
+            check_message(done.stderr.removeprefix("hardfast: ").rstrip("\n"), keys)
+            assert not list(tmp_path.iterdir())
+    tally.close(tally.counts.total())
+
+
+def unchecked_types(patch: pytest.MonkeyPatch) -> None:
+    for module in ("loaders.datasets", "loaders.loader_options", "loaders.synthetic", "engine.recipes.recipe"):
+        patch.setattr(f"hardfast.{module}.check_options", lambda *_: None)
+
+
+def unchecked_words(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(parsing, "_check_words", lambda _: None)
+
+
+def says(words: str) -> Callable[[pytest.MonkeyPatch], None]:
+    def change(patch: pytest.MonkeyPatch) -> None:
+        patch.setattr(cli.console, "error", lambda _: print(words, file=sys.stderr))
+
+    return change
+
+
+def another_exception(patch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise KeyError("epochs")
+
+    patch.setattr(cli, "parse", fail)
+
+
+def writes_first(patch: pytest.MonkeyPatch) -> None:
+    def train(words: list[str]) -> int:
+        Path(words[words.index("--out") + 1]).mkdir()
+        return cli.run_train(words)
+
+    patch.setitem(cli.COMMANDS, "train", train)
+
+
+@pytest.mark.parametrize(
+    ("defect", "kind", "seen"),
+    [
+        (unchecked_words, "twice", "exit code 0"),
+        (says("hardfast: that is wrong: see `hardfast train --help`"), "value", "names none"),
+        (says("hardfast: epochs must be right\nand so must all"), "value", "several lines"),
+        (says("Traceback"), "value", "startswith"),
+        (another_exception, "value", "KeyError"),
+        (writes_first, "value", "left behind"),
+    ],
+)
+def test_wrong_command_lines_see(
+    defect: Callable[[pytest.MonkeyPatch], None],
+    kind: str,
+    seen: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The negative controls: a defect of each kind is reported, and nothing is without one."""
+    cases = 40 if kind == "twice" else 4
+    assert not wrong_lines(cases, tmp_path, capsys, kind).failures
+    defect(monkeypatch)
+    tally = wrong_lines(cases, tmp_path, capsys, kind)
+    assert tally.failures and all(seen in failure for failure in tally.failures), tally.failures
+
+
+def test_python_and_steps_see(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same for values of another type, and for a loss that is not finite."""
+    unchecked_types(monkeypatch)
+    with pytest.raises(TypeError):
+        with_value(tiny("standard"), "optimizer.lr", "0.1")
+    assert with_value(tiny("standard"), "box", "yes").box == "yes"  # accepted in silence
+    monkeypatch.setattr("hardfast.engine.models.options.LARGEST_CONSTANT", 1e300)
+    exploding = with_value(tiny("standard"), "model.mean", (1e299,) * 3)
+    with pytest.raises(AssertionError, match=r"seen: True|loss nan"):
+        step_or_complaint(lambda: exploding, ["model.mean"])
