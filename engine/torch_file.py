@@ -91,13 +91,13 @@ def _sizes(stream: IO[bytes]) -> Iterator[int]:
         ValueError, IndexError, KeyError: it is no pickle.
     """
     stack: list[int] = []
-    memo: dict[int, int] = {}
+    memo: dict[Any, int] = {}
     for opcode, word, _ in pickletools.genops(stream):
         if opcode.name in _PUTS:
-            memo[len(memo) if word is None else int(word)] = stack[-1]
+            memo[len(memo) if word is None else word] = stack[-1]
             continue
         if opcode.name in _GETS:
-            stack.append(memo[int(word)])
+            stack.append(memo[word])
             continue
         before, popped = opcode.stack_before, 0
         count = len(before)
