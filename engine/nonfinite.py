@@ -103,8 +103,8 @@ class StepWatch:
     def _look(self, tensors: Iterable[Tensor], found: Tensor) -> None:
         """Sets `found` to 1.0 if one of the tensors is not finite.
 
-        What torch's GradScaler looks for overflow with, at a scale of 1. A norm of all gradients is as quick on a GPU
-        and six times as slow on a CPU, and it overflows before they do.
+        With what torch's GradScaler looks for overflow, at a scale of 1. A norm of all gradients takes a CPU six times
+        as long, and overflows before they do.
         """
         groups = defaultdict(list)
         for tensor in tensors:
