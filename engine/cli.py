@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -24,13 +25,14 @@ from .parsing import parse, recipe_name
 from .recipes.recipe import Recipe
 from .run_folder import RunFolder
 from .save_clock import SAVE_MINUTES
+from .signals import broken_off
 from .tables import compare, compare_tables, listing
 from .trainer import train
 from .weight_file import is_weight_file
 from .weights_command import run_evaluate_weights
 
 DONE, WRONG_USE, STOPPED, GUARD, INTERRUPTED = 0, 2, 75, 76, 130
-SHORT_EVALUATION_SAMPLES = 1000
+SHORT_EVALUATION, SHORT_EVALUATION_SAMPLES = ("clean", "pgd-10"), 1000
 METHOD = tyro.conf.arg(name="method", metavar="{" + ",".join(METHODS) + "}")
 
 HELP = """\
@@ -51,7 +53,8 @@ hardfast: adversarially robust image classifiers, fast
   hardfast bench machine-code               what the kernels become on V100, A100 and H100, without one
 
 Each says more with --help. Exit codes: 0 done, 2 wrong use, 75 stopped on request, or because its loader died, and
-resumable, 76 stopped by a guard: training diverged, or overfitted again and again, 130 interrupted at once.
+resumable, 76 stopped by a guard: training diverged, or overfitted again and again. SIGINT, SIGTERM and SIGUSR1 stop it
+with 75; a second one ends it at once, as 130, 143 or 138, and the same command resumes from the last checkpoint.
 """
 
 
@@ -97,16 +100,23 @@ def run_train(argv: Sequence[str]) -> int:
     outcome = train(asked.recipe, asked.out, device=asked.device, save_minutes=asked.save_minutes)
     if outcome.stopped:
         raise Stopped(f"stopped on request; everything is saved in {outcome.folder}, the same command resumes")
-    if asked.evaluate and (outcome.trained or not RunFolder(outcome.folder).evaluation.exists()):
-        evaluate(
-            outcome.folder,
-            attacks=("clean", "pgd-10"),
-            samples=SHORT_EVALUATION_SAMPLES,
-            device=asked.device,
-            data_root=asked.recipe.data.root,
-        )
+    if asked.evaluate and (outcome.trained or not _evaluated(RunFolder(outcome.folder))):
+        with broken_off(f"stopped on request; {outcome.folder} is trained, the same command evaluates it"):
+            evaluate(
+                outcome.folder,
+                attacks=SHORT_EVALUATION,
+                samples=SHORT_EVALUATION_SAMPLES,
+                device=asked.device,
+                data_root=asked.recipe.data.root,
+            )
     console.line(f"done: next, `hardfast evaluate {outcome.folder} --attacks clean pgd-20 aa`")
     return DONE
+
+
+def _evaluated(folder: RunFolder) -> bool:
+    """Whether a finished run has been evaluated, and no short evaluation of it was broken off."""
+    partial = [path for name in SHORT_EVALUATION for path in folder.path.glob(f"evaluations/partial-{name}-*")]
+    return folder.evaluation.exists() and not partial
 
 
 def run_evaluate_either(argv: Sequence[str]) -> int:
@@ -356,4 +366,6 @@ def run(argv: Sequence[str]) -> int:
 
 def main() -> None:
     """The entry point of the command."""
-    sys.exit(run(sys.argv[1:]))
+    code = run(sys.argv[1:])
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # while the interpreter ends, Ctrl-C needs no traceback
+    sys.exit(code)

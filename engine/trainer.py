@@ -75,12 +75,13 @@ def train(recipe: Recipe, out: Path | str, *, device: str = "auto", save_minutes
             folder.create(recipe)
         guard, trained = RunGuard(run, folder), False
         if run.at.epoch < recipe.epochs and not stop.requested:
-            prepare(run)
+            _prepare(run, stop)
             start = describe_environment(target, run.execution, loader=run.loader_choice.name)
             folder.note_start(start | ({"resumed": announce_resumption(run)} if run.at.total else {}))
         while run.at.epoch < recipe.epochs and not stop.requested:
             if run.unprepared:  # a stage with images of another size has begun
-                prepare(run)
+                _prepare(run, stop)
+                continue
             began, saved, trained = time.perf_counter(), run.at.total, True
             try:
                 with run.execution.numerics():
@@ -245,6 +246,15 @@ def _opened(recipe: Recipe, device: torch.device) -> Run:
     run = Run(recipe, open_dataset(recipe.data), device)
     _check_classifier(run)
     return run
+
+
+def _prepare(run: Run, stop: StopRequest) -> None:
+    """Compiles and captures the steps. Ctrl-C also ends compilers that it started: their failure means nothing then."""
+    try:
+        prepare(run)
+    except Exception:
+        if not stop.requested:
+            raise
 
 
 def _check_classifier(run: Run) -> None:
