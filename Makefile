@@ -19,6 +19,8 @@ APT := DEBIAN_FRONTEND=noninteractive apt-get
 apt = { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && echo "installing Debian's $(1)" && \
   ($(APT) install -qq -y --no-install-recommends $(1) || \
   { $(APT) update -qq && $(APT) install -qq -y --no-install-recommends $(1); }) >/dev/null 2>&1; }
+# What the campaigns of a night found, a line each.
+FIGURES := runs/night.jsonl
 # The source tree as the import package `hardfast`, for machines on which nothing is installed.
 TREE := .tree
 # Two test processes of one thread each are twice as fast as one of two, and do not slow down on a busy machine.
@@ -60,8 +62,10 @@ test: system check ## checks, then every test that takes seconds
 	$(PYTEST) -m "not slow and not gpu"
 
 .PHONY: test-night
-test-night: system check ## every test that runs without a GPU
-	HARDFAST_EXAMPLES=10000 $(PYTEST) -m "not gpu" --durations=10
+test-night: system check ## every test that runs without a GPU, as often as tests/README.md's figures ask (an hour); TESTS=... some
+	@mkdir -p runs && rm -f $(FIGURES)
+	HARDFAST_NIGHT=1 HARDFAST_EXAMPLES=10000 HARDFAST_FIGURES=$(abspath $(FIGURES)) \
+	  $(PYTEST) -m "not gpu" --durations=30 $(TESTS); status=$$?; $(BIN)/python -m tests.night $(FIGURES); exit $$status
 
 .PHONY: test-gpu
 test-gpu: install ## the tests that need a CUDA device

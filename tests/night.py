@@ -12,6 +12,8 @@ import os
 import sys
 from collections import defaultdict
 from collections.abc import Sequence
+from datetime import UTC, datetime
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +64,9 @@ def main(path: str) -> None:
     text = README.read_text()
     before, rest = text.split(BEGIN)
     _, after = rest.split(END)
-    README.write_text(f"{before}{BEGIN}\n{table(lines)}\n{END}{after}")
+    versions = f"{os.cpu_count()} cores, torch {metadata.version('torch')}"
+    when = f"`make test-night` on {datetime.now(UTC):%Y-%m-%d}, {versions}:"
+    README.write_text(f"{before}{BEGIN}\n{when}\n\n{table(lines)}\n{END}{after}")
 
 
 if __name__ == "__main__":
