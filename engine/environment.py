@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from ..loaders.option_types import shown
 from .errors import UsageError
 from .execution import Execution
 from .numerics import Fingerprint
@@ -40,7 +41,7 @@ def choose_device(name: str) -> tuple[torch.device, str]:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise UsageError(f"device '{name}' is not a device: choose auto, cpu, cuda or cuda:N") from None
+        raise UsageError(f"device {shown(name)} is not a device: choose auto, cpu, cuda or cuda:N") from None
     if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
         raise UsageError(f"device {name} is not there: {torch.cuda.device_count()} CUDA devices are visible, use cpu")
     if device.type not in ("cpu", "cuda"):

@@ -10,6 +10,7 @@ from dataclasses import replace
 from functools import cache
 from typing import Any
 
+from ...loaders.option_types import shown
 from ..errors import UsageError
 from .presets import Group, own_presets
 from .recipe import OptimizerOptions, Recipe, from_json, smoothing_of, to_json
@@ -63,5 +64,5 @@ def get(name: str) -> Recipe:
         beginning = [preset for preset in presets if name and preset.startswith(name)]
         close = beginning[:NAMED] or difflib.get_close_matches(name, presets, n=NAMED)
         meant = f"did you mean {' or '.join(close)}?" if close else "`hardfast recipes` lists all"
-        raise UsageError(f"recipe '{name}' is not known: {meant}")
+        raise UsageError(f"recipe {shown(name)} is not known: {meant}")
     return presets[name]

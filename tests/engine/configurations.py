@@ -73,7 +73,7 @@ UNBOUNDED = {"loader.resident_limit", "save_minutes"}
 SIGNED = {"model.mean"}
 PIXELS = {"epsilon", "attack_step", "method.alpha"}
 """Texts of the form 8/255."""
-ANY_TEXT = {"data.root"}
+ANY_TEXT = {"data.root", "root", "data_root", "mirror"}
 """Texts that anything is right for, as far as the options know."""
 NOT_HERE = {"execution.mode": ("compiled", "captured", "captured-eager")}
 """Right values that a step on a CPU cannot or need not show: C++ compilations, and CUDA graphs."""
@@ -128,7 +128,7 @@ class Option:
         """Words for it that must be refused; they may be none, and a switch takes one that it does not want."""
         if any(kind is bool for kind in self.kinds):
             return [self.flag, r.choice(["True", "yes", "0"])]
-        if r.random() < 0.08:
+        if r.random() < 0.08 and not any(Ellipsis in get_args(kind) for kind in self.kinds):
             return [self.flag]  # its value is missing: the last words of the command
         return [self.flag, *self._wrong_word(r)]
 
@@ -145,7 +145,7 @@ class Option:
         if kind is float:
             free = self.key in SIGNED or self.key in UNBOUNDED
             return [r.choice([word for word in NO_FLOAT if not free or word != "1e300"])]
-        return [r.choice(NO_TEXT if self.key in ANY_TEXT or self.key == "out" else NO_CHOICE)]
+        return [r.choice(_without_empty(self.key) if self.key in ANY_TEXT else NO_CHOICE)]
 
     def extreme(self, r: random.Random) -> Any:
         """A number of any size where it takes one, of which some are right; sizes of nets and images stay small or
@@ -219,6 +219,11 @@ def with_value(options: Any, key: str, value: Any) -> Any:
     """The options with one leaf of another value, made through `dataclasses.replace` at every level."""
     head, _, rest = key.partition(".")
     return replace(options, **{head: with_value(getattr(options, head), rest, value) if rest else value})
+
+
+def _without_empty(key: str) -> tuple[str, ...]:
+    """Wrong texts; only the options know that data.root must not be empty."""
+    return NO_TEXT if key == "data.root" else NO_TEXT[1:]
 
 
 def _flat(value: Any) -> list[str]:
