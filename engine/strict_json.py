@@ -86,13 +86,18 @@ def plain(text: str, source: str, *, error: type[UsageError]) -> Any:
         raise error(f"{source} is damaged: {problem}") from None
 
 
+_ADAPTERS: dict[type[Any], TypeAdapter[Any]] = {}  # by class: to build one takes longer than to write a checkpoint
+
+
 def _adapter(kind: type[Kind]) -> TypeAdapter[Kind]:
     """What reads and writes a dataclass; pydantic is imported here alone, since training and timing need none."""
-    try:
-        from pydantic import TypeAdapter
-    except ModuleNotFoundError:
-        raise UsageError("reading and writing runs needs pydantic: pip install pydantic") from None
-    return TypeAdapter(kind)
+    if kind not in _ADAPTERS:
+        try:
+            from pydantic import TypeAdapter
+        except ModuleNotFoundError:
+            raise UsageError("reading and writing runs needs pydantic: pip install pydantic") from None
+        _ADAPTERS[kind] = TypeAdapter(kind)
+    return _ADAPTERS[kind]
 
 
 def _first_missing(wanted: Any, found: Any, name: str = "") -> str | None:
