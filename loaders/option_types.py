@@ -39,7 +39,7 @@ def check_options(options: Any, group: str, error: type[ValueError]) -> None:
     Raises:
         error: naming the option, as users type it, and what it must be.
     """
-    for name, kind in _kinds(type(options)).items():
+    for name, kind in _kinds(type(options)).items():  # type: ignore[arg-type]  # a class is hashable
         value = getattr(options, name)
         if not _fits(value, kind):
             raise error(f"{option_name(group, name)} must be {_in_words(kind)}, not {shown(value)}")

@@ -44,8 +44,8 @@ SEED = int(os.environ.get("HARDFAST_FUZZ_SEED", "0"))
 AREA = "configuration fuzz"
 HANG = 300  # seconds after which a case counts as hung: also on a machine that does much else
 ADVICE = re.compile(
-    r"must|choose|\buse\b|see `|write|lists all|did you mean|give|drop|\bset\b|name |restore|lower|keep|needs|\brun\b|check"
-    r"|\badd\b|only|one of|those of|has none"
+    r"must|choose|\buse\b|see `|write|lists all|did you mean|give|drop|\bset\b|name |restore|lower|keep|needs|\brun\b"
+    r"|check|\badd\b|only|one of|those of|has none"
 )
 METHOD_NAMES = tuple(METHODS)
 OF_THE_COMMAND = ("device", "evaluate", "save_minutes")
