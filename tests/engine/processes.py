@@ -68,6 +68,7 @@ class Forked:
     def __init__(self, forge: subprocess.Popen[str], argv: list[str], output: Path) -> None:
         self._forge, self.output = forge, output
         self._code: int | None = None
+        output.write_bytes(b"")  # what an earlier process said may not be taken for its words
         self.pid = self._ask(argv=argv, output=str(output))["pid"]
 
     def poll(self) -> int | None:

@@ -19,7 +19,7 @@ from hardfast.engine.run_folder import RunFolder
 from hardfast.engine.signals import SIGNALS, StopRequest, broken_off
 
 from ..night import figure, tries
-from .processes import finished, forked, half_written, newest_step, send, state_hash, wait_until
+from .processes import Executed, Start, finished, forked, half_written, newest_step, send, state_hash, wait_until
 
 pytest.importorskip("tyro")
 pytest.importorskip("sklearn")
@@ -54,7 +54,8 @@ def test_the_first_signal_finishes_the_step_and_saves(
     number: signal.Signals, seed: int, straight: str, tmp_path: Path
 ) -> None:
     out, draw = tmp_path / "run", random.Random(seed)
-    process = forked(words(out), tmp_path / "said.txt")
+    start: Start = Executed if seed == 0 else forked  # the whole way once: imports take seconds
+    process = start(words(out), tmp_path / "said.txt")
     wanted = draw.randint(0, STEPS - 10)
     assert wait_until(lambda: newest_step(out) >= wanted and out.is_dir(), process)
     time.sleep(draw.uniform(0, 0.05))
@@ -134,6 +135,40 @@ def test_a_signal_outside_of_the_steps(
     assert (len(log.read_text().splitlines()) if log.exists() else 0) == (1 if phase == "evaluate_net" else 0)
 
 
+@pytest.mark.parametrize("asked", [True, False])
+def test_a_compiler_that_ctrl_c_ended_is_no_error(
+    asked: bool, quick_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(run: object) -> None:
+        if asked:
+            os.kill(os.getpid(), signal.SIGINT)
+        raise RuntimeError("g++ ended")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "prepare", failing)
+        if asked:
+            assert train(quick_recipe, tmp_path / "run").stopped
+        else:
+            with pytest.raises(RuntimeError, match="ended"):
+                train(quick_recipe, tmp_path / "run")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("after", [3.0, 8.0, 15.0])
+def test_ctrl_c_in_a_terminal_while_the_steps_are_compiled(after: float, tmp_path: Path) -> None:
+    """It goes to the whole process group: to the compilers, too."""
+    if shutil.which("g++") is None:
+        pytest.skip("no C++ compiler")
+    argv = [*words(tmp_path / "run", "--method", "fgsm-rs"), "--execution.mode", "compiled"]
+    with pytest.MonkeyPatch.context() as patch:  # nothing compiled before may be found
+        patch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
+        process = Executed(argv, tmp_path / "said.txt")
+    assert wait_until(lambda: "loader resident" in process.output.read_text(), process)
+    time.sleep(after)
+    os.killpg(process.pid, signal.SIGINT)
+    assert "the same command resumes" in finished(process, 75)
+
+
 def test_the_handlers_of_before_are_back() -> None:
     for number in SIGNALS:
         met: list[int] = []
@@ -202,3 +237,21 @@ def test_a_stopped_evaluation_goes_on(number: signal.Signals, quick_run: Path, t
     assert "pgd-50  goes on at image" in said
     one_go = evaluate(whole, attacks=("fgsm", "pgd-50"), samples=40, batch_size=2, device="cpu")
     assert json.loads((run / "evaluation.json").read_text())["accuracy"] == one_go["accuracy"]
+
+
+def test_the_evaluation_at_the_end_of_training_goes_on(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    argv = [word for word in words(out) if word != "--no-evaluate"]
+    argv[argv.index("0")] = "10"  # no saves but at the ends of epochs
+    process = forked(argv, tmp_path / "said.txt")
+    assert wait_until(lambda: "test images of digits, on" in process.output.read_text(), process, pause=0)
+    send(process, signal.SIGTERM)
+    said = finished(process, 75)
+    assert "is trained, the same command evaluates it" in said
+    said = finished(forked(argv, tmp_path / "said.txt"))
+    assert "already trained" in said
+    assert set(json.loads((out / "evaluation.json").read_text())["accuracy"]) == {"clean", "pgd-10"}
+    # One that was broken off between its attacks has left a file that says so; one that ended leaves none.
+    assert "%" not in finished(forked(argv, tmp_path / "said.txt"))
+    (out / "evaluations/partial-clean-0123456789ab.json").write_text("{}")
+    assert "pgd-10" in finished(forked(argv, tmp_path / "said.txt"))

@@ -8,9 +8,6 @@ import math
 import os
 import shutil
 import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from fractions import Fraction
@@ -335,29 +332,3 @@ def test_a_lost_best_checkpoint_is_replaced(
 def test_selecting_on_the_test_set_says_so(quick_recipe: Recipe, tmp_path: Path) -> None:
     train(replace(quick_recipe, epochs=1, select_on="test"), tmp_path / "run")
     assert json.loads((tmp_path / "run/log.jsonl").read_text())["selected_on"] == "test"
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_ctrl_c_on_the_command_stops_with_75_and_the_same_command_resumes(
-    number: signal.Signals, tmp_path: Path
-) -> None:
-    """A real process, a real signal."""
-    out = tmp_path / "run"
-    command = [
-        sys.executable, "-c", "from hardfast.engine.cli import main; main()",
-        "train", "digits", "--out", str(out), "--epochs", "4", "--data.image-size", "8", "--no-evaluate",
-    ]  # fmt: skip
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 120
-    while not (out / "log.jsonl").exists() and time.monotonic() < deadline and process.poll() is None:
-        time.sleep(0.02)
-    process.send_signal(number)
-    said, errors = process.communicate(timeout=120)
-    assert process.returncode == 75, errors
-    assert "the same command resumes" in said
-    assert "Traceback" not in errors
-    assert RunFolder(out).checkpoint("last").record.at.epoch < 4
-    again = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert again.returncode == 0, again.stderr
-    assert "resuming at epoch" in again.stdout
-    assert len((out / "log.jsonl").read_text().splitlines()) == 4
