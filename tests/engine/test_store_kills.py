@@ -114,6 +114,20 @@ def test_a_whole_checkpoint_is_there_wherever_a_save_is_killed(tmp_path: Path) -
     figure("`kill -9` at named points of a save", tried=len(plan), held=held, fired=fired, note=f"{different} points")
 
 
+@pytest.mark.parametrize("twice", [False, True])
+def test_all_of_it_is_on_the_disk_before_it_has_its_name(twice: bool, tmp_path: Path) -> None:
+    """What a kill cannot show and a power cut would: the order of the calls."""
+    called = points(tmp_path, twice)
+    written = [name.removeprefix("write ") for name in called if name.startswith("write")]
+    assert written == ["model.safetensors", "state.safetensors", "train.json", "MANIFEST.json"]
+    named = called.index("rename temporary to step")
+    for name in written:
+        assert called.index(f"write {name}") < called.index(f"fsync {name}") < called.index("fsync temporary") < named
+        assert called.count(f"fsync {name}") == 1  # each waits for the disk
+    first_removal = next(at for at, name in enumerate(called) if name.startswith("unlink"))
+    assert named < called.index("fsync store") < first_removal
+
+
 def test_leftovers_do_not_outlive_the_next_start(tmp_path: Path) -> None:
     names = points(tmp_path, False)
     for number, name in enumerate(("fsync train.json", "unlink model.safetensors")):
