@@ -197,8 +197,8 @@ def test_compiled_steps_of_the_other_methods_execute_no_more(
     ("options", "dtype", "bound"),
     [
         (FgsmSdiOptions(k=3, generator_width=16), torch.float64, 1e-9),
-        pytest.param(FgsmSdiOptions(k=3, generator_width=16), torch.float32, 2e-2, marks=pytest.mark.slow),
-        pytest.param(FgsmRsOptions(), torch.float32, 2e-2, marks=pytest.mark.slow),
+        pytest.param(FgsmSdiOptions(k=3, generator_width=16), torch.float32, 4e-2, marks=pytest.mark.slow),
+        pytest.param(FgsmRsOptions(), torch.float32, 4e-2, marks=pytest.mark.slow),
     ],
 )
 def test_inductor_executes_the_same_compiles_nothing_later_and_agrees_with_eager(
