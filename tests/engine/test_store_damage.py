@@ -33,6 +33,8 @@ from hardfast.engine import CheckpointError, load_model
 from hardfast.engine.checkpoint import MANIFEST, MODEL, RECORD, STATE, CheckpointStore
 from hardfast.engine.run_folder import RunFolder
 
+from ..malicious import PICKLES
+from ..readers import readers
 from .store_writer import content, record
 
 AREA = "bit flips, structural damage of checkpoints"
@@ -361,6 +363,23 @@ def test_a_file_of_no_tensors_signed_anew(data: bytes, quick_run: Path, tmp_path
     with pytest.raises(CheckpointError) as refusal:
         load_model(folder, checkpoint="last")
     assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("name", ["protocol 0, os.system", "in place of a tensor", "the oldest format"])
+def test_code_in_a_checkpoint_does_not_run(name: str, quick_run: Path, tmp_path: Path) -> None:
+    """Signed anew, as whoever sends a whole run would."""
+    folder, canary = Path(shutil.copytree(quick_run, tmp_path / "run")), tmp_path / "canary"
+    last = RunFolder(folder).checkpoint("last")
+    PICKLES[name][1](tmp_path / "weights.pt", canary)
+    readers().run("obey", tmp_path / "weights.pt")
+    assert canary.exists(), "no danger"
+    canary.unlink()
+    shutil.copy(tmp_path / "weights.pt", last.path / MODEL)
+    sign(last.path)
+    told = readers().run("model", folder)
+    assert told["type"] == "CheckpointError", told
+    assert "cannot be read" in told["text"]
+    assert not canary.exists()
 
 
 def test_every_checkpoint_damaged(pristine: Path, tmp_path: Path) -> None:
