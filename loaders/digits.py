@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -25,17 +27,16 @@ def read_digits(image_size: int) -> Published:
     levels 0..16 become bytes round(level * 255 / 16); each pixel becomes a square (nearest neighbour).
 
     Raises:
-        DataError: image_size is not a multiple of 8, or the embedded file is not the published one.
+        DataError: image_size is not a multiple of 8, scikit-learn is not installed, or the file in it is not the
+            published one.
     """
     if image_size % 8 or image_size <= 0:
         raise DataError(f"data.image-size {image_size} does not fit the 8x8 digits: choose 8, 16, 24 or 32")
     check_memory(
         2 * IMAGES * image_size**2 * 3, f"digits of {image_size}x{image_size} pixels", "lower --data.image-size"
     )
-    from sklearn.datasets import load_digits  # imports scipy: a second, so only where it is used
-
-    bunch = load_digits()
-    levels, labels = bunch.images.astype(np.uint8), bunch.target.astype(np.uint8)
+    table = np.loadtxt(_embedded_file(), delimiter=",").astype(np.uint8)  # 64 grey levels and a label a line
+    levels, labels = table[:, :-1].reshape(-1, 8, 8), np.ascontiguousarray(table[:, -1])
     found = hashlib.sha256(levels.tobytes() + labels.tobytes()).hexdigest()
     if found != _SHA256:
         raise DataError(f"scikit-learn's digits have sha256 {found}, not {_SHA256}: reinstall scikit-learn")
@@ -48,3 +49,15 @@ def read_digits(image_size: int) -> Published:
     )
     train, test = cut(everything, TEST_IMAGES, seed=0, purpose=Purpose.TEST_SPLIT, name="the digits' test set")
     return Published(train, test, CLASSES, "scikit-learn")
+
+
+def _embedded_file() -> Path:
+    """What `sklearn.datasets.load_digits` reads. Not through it: its imports take longer than to train an epoch.
+
+    Raises:
+        DataError: scikit-learn is not installed.
+    """
+    package = find_spec("sklearn")
+    if package is None or not package.submodule_search_locations:
+        raise DataError("data set digits comes with scikit-learn, which is not installed: pip install scikit-learn")
+    return Path(package.submodule_search_locations[0]) / "datasets/data/digits.csv.gz"

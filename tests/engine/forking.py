@@ -23,8 +23,6 @@ def main() -> None:
 
     with suppress(ModuleNotFoundError):
         import pyautoattack  # noqa: F401
-    with suppress(ModuleNotFoundError):
-        import sklearn.datasets  # noqa: F401
 
     from hardfast.engine import cli
 
