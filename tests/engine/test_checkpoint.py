@@ -162,6 +162,15 @@ def test_prune_keeps_what_it_is_told(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000001", "step-00000003"]
 
 
+def test_a_run_that_begins_anew_keeps_nothing(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path)
+    for step in (1, 2):
+        save(store, step)
+    store.prune(keep=set())
+    assert store.latest() is None
+    assert not list(tmp_path.iterdir())
+
+
 def test_prune_deletes_nothing_when_the_newest_cannot_be_read_back(tmp_path: Path) -> None:
     store = CheckpointStore(tmp_path)
     save(store, 1)
