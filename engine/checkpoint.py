@@ -111,7 +111,6 @@ class CheckpointStore:
             OSError: one could not be removed.
         """
         if keep:
-            if keep:
             self.open(self.path(max(keep)))
         for step in self._steps():
             if step not in keep:
