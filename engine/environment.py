@@ -114,7 +114,6 @@ def cpu_model() -> str | None:
     return None
 
 
-@cache
 def _version(package: str) -> str | None:
     """Of an installed package."""
     try:
