@@ -13,7 +13,7 @@ import torch
 
 from hardfast.engine import Recipe, evaluate, train
 from hardfast.engine.errors import Collapsed
-from hardfast.engine.guard import Place, Signs, Wires, training_seed
+from hardfast.engine.guard import CollapseHistory, Place, Signs, Wires, training_seed
 from hardfast.engine.methods import method_options
 from hardfast.engine.run import Run
 from hardfast.engine.run_folder import RunFolder
@@ -127,9 +127,13 @@ def test_without_a_good_checkpoint_a_run_begins_anew(
 def test_the_good_checkpoint_is_kept_as_long_as_it_is_wanted(
     recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever was saved since: of mid-epochs, which nobody probed; and what lay on the way into it is gone."""
+    """Beside the best one, whatever was saved since: of mid-epochs, which nobody probed. What lay on the way into it is
+    gone then."""
     seen: list[set[int]] = []
-    roll_back, store = RunGuard.roll_back, RunFolder(tmp_path / "run").store
+    roll_back, save, store = RunGuard.roll_back, Run.save, RunFolder(tmp_path / "run").store
+
+    def not_the_best(run: Run, *args: Any, best_score: float | None = None) -> None:
+        save(run, *args, best_score=best_score if run.at.epoch == 1 else None)
 
     def looked_at(guard: RunGuard, needed: Any) -> None:
         seen.append({int(path.name[5:]) for path in store.folder.iterdir()})
@@ -137,9 +141,12 @@ def test_the_good_checkpoint_is_kept_as_long_as_it_is_wanted(
         seen.append({int(path.name[5:]) for path in store.folder.iterdir()})
 
     monkeypatch.setattr(RunGuard, "roll_back", looked_at)
-    alarm(monkeypatch, second_epoch_once)
+    monkeypatch.setattr(Run, "save", not_the_best)
+    alarm(monkeypatch, lambda run: run.at.epoch == 2 and run.collapse.rollbacks == 0)
     train(recipe, tmp_path / "run", save_minutes=0)
-    assert seen == [{20, 39}, {20}]
+    assert seen == [{20, 40, 59}, {20, 40}]
+    (event,) = events(tmp_path / "run")
+    assert event["to_step"] == 40
 
 
 def test_after_three_rollbacks_a_run_stops_with_the_best_kept(
@@ -197,7 +204,20 @@ def test_trip_wires_change_nothing_and_go_on_after_a_stop(
     recipe = replace(recipe, epochs=2, weight_average=average)
     train(replace(recipe, guard="off"), tmp_path / "off")
     monkeypatch.setattr("hardfast.engine.run_guard.trip_wires", lambda **_: Wires(every=5, images=32))
-    train(recipe, tmp_path / "unstopped")
+    probes: list[tuple[float, float | None]] = []
+    probed = CollapseHistory.probed
+
+    def noted(history: CollapseHistory, pgd: float, train: float | None, **tally: Any) -> CollapseHistory:
+        probes.append((tally["images"], train))
+        return probed(history, pgd, train, **tally)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(CollapseHistory, "probed", noted)
+        train(recipe, tmp_path / "unstopped")
+    assert [images for images, _ in probes] == [320, 640, 960, 0] * 2
+    by_epoch = [[share for _, share in probes[first : first + 4] if share is not None] for first in (0, 4)]
+    trained = [line["train_accuracy"] for line in log_of(tmp_path / "unstopped")]
+    assert [sum(shares) / 4 for shares in by_epoch] == pytest.approx(trained)  # each is that of five steps alone
     seen = RunFolder(tmp_path / "unstopped").checkpoint("last").record.collapse
     assert seen.probes == 8
     assert seen.highest_of_wires is not None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,7 +18,9 @@ from hardfast.engine.signals import StopRequest
 
 from ..night import figure, tries
 
-EPOCHS, LATER = 8, 3  # seeds are tried until enough of them overfit, up to so many times as many
+EPOCHS = 8
+# One seed in three overfits within them. Those that did where this was written come first, to save the time of others.
+SEEDS = list(dict.fromkeys((0, 2, 8, 10, 13, *range(120))))
 
 
 def overfitting(seed: int, guard: str = "rollback") -> Recipe:
@@ -36,6 +39,9 @@ def overfitting(seed: int, guard: str = "rollback") -> Recipe:
         optimizer=replace(digits.optimizer, lr=0.2, weight_decay=0.0),
         schedule=ScheduleOptions(kind="multistep"),
     )
+
+
+QUICK: dict[str, Any] = {"thorough": False, "quiet": True}
 
 
 @dataclass
@@ -63,7 +69,7 @@ class Witness:
         def measured(run: Run, attack: str) -> float:
             run.net.eval()
             split, seed = run.selecting, run.recipe.seed
-            found = evaluate_net(run.net, split, epsilon=run.epsilon, attacks=(attack,), seed=seed, quiet=True)
+            found = evaluate_net(run.net, split, epsilon=run.epsilon, attacks=(attack,), seed=seed, **QUICK)
             run.net.train()
             return found.accuracy[attack]
 
@@ -95,7 +101,7 @@ class Witness:
 
 def test_catastrophic_overfitting_is_caught_within_a_probe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wanted, collapsed, caught, within, early = tries(5, 20), 0, 0, 0, 0
-    for seed in range(LATER * wanted):
+    for seed in SEEDS:
         if collapsed == wanted:
             break
         with monkeypatch.context() as patch:
