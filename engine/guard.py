@@ -164,8 +164,8 @@ class Signs:
 
     @property
     def healthy(self) -> bool:
-        """Whether a run may go back to here: no sign, and not already on the way down."""
-        return not self.suspicious and (self.highest is None or self.highest - self.pgd < DROP / 2)
+        """Whether a run may go back to here: no alarm, and not already on the way down. A jump alone is learning."""
+        return not self.alarm and (self.highest is None or self.highest - self.pgd < DROP / 2)
 
     def __str__(self) -> str:
         said = [f"held-out PGD-10 {self.pgd:.1f} %"]

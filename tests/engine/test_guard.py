@@ -135,7 +135,8 @@ def test_the_signs_of_catastrophic_overfitting(probe: Signs, suspicious: bool, a
         (signs(50), False),  # half way to an alarm: no place to go back to
         (signs(70), True),
         (signs(0, highest=None), True),
-        (signs(60, train=65), False),
+        (signs(60, train=65), True),  # a jump alone is learning
+        (signs(60, fgsm=91, train=65), False),
         (signs(4, highest=10), False),
     ],
 )
