@@ -96,7 +96,7 @@ def fingerprint(device: torch.device, execution: Execution, *, loader: str | Non
         "execution": execution.mode,
         "tf32": execution.tf32,
         "pad_channels": execution.pad_channels,
-        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "deterministic": execution.deterministic or torch.are_deterministic_algorithms_enabled(),
     }
     if loader is not None:
         versions = [f"{package} {_version(package)}" for package in DECODERS[loader] if _version(package)]

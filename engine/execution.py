@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -54,6 +55,10 @@ class ExecutionOptions:
     """Add zero channels to what the first convolution reads, 4 for images and 8 for the generator, which tensor cores
     want. auto: in half precision on a GPU."""
 
+    deterministic: bool = False
+    """On a GPU: sums in one order, slower, so that a run that was stopped ends in the same bits as one that was not. A
+    CPU does so anyway."""
+
     def __post_init__(self) -> None:
         check_options(self, "execution", UsageError)
 
@@ -68,6 +73,7 @@ class Execution:
         precision: of convolutions and linear layers.
         tf32: tensor cores may round the factors of fp32 products.
         pad_channels: zero channels are added to what the first convolutions read.
+        deterministic: sums on a GPU are in one order.
         device: where everything lies.
         why: the reason for the mode, for the line at the start.
         backend: of torch.compile; tests put counters there.
@@ -78,6 +84,7 @@ class Execution:
     precision: Precision = "fp32"
     tf32: bool = False
     pad_channels: bool = False
+    deterministic: bool = False
     device: torch.device = field(default_factory=partial(torch.device, "cpu"))
     why: str = "as asked"
     backend: Backend = "inductor"
@@ -120,20 +127,25 @@ class Execution:
 
     @contextmanager
     def numerics(self) -> Iterator[None]:
-        """torch's global switches as this execution wants them, and back: TF32, and cuDNN's choice by timing."""
+        """torch's global switches as this execution wants them, and back: TF32, the order of sums, cuDNN's choice by
+        timing."""
         cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
         before = cudnn.allow_tf32, matmul.allow_tf32, cudnn.benchmark
+        ordered = torch.are_deterministic_algorithms_enabled()
         cudnn.allow_tf32 = matmul.allow_tf32 = self.tf32
-        cudnn.benchmark = not torch.are_deterministic_algorithms_enabled()
+        torch.use_deterministic_algorithms(ordered or self.deterministic)
+        cudnn.benchmark = not (ordered or self.deterministic)
         try:
             yield
         finally:
             cudnn.allow_tf32, matmul.allow_tf32, cudnn.benchmark = before
+            torch.use_deterministic_algorithms(ordered)
 
     def describe(self) -> str:
         """Mode, reason and precision, for the line at the start."""
         tf32 = " with products in TF32" if self.precision == "fp32" and self.tf32 else ""
-        return f"{self.mode} ({self.why}), {self.precision}{tf32}"
+        ordered = ", deterministic" if self.deterministic else ""
+        return f"{self.mode} ({self.why}), {self.precision}{tf32}{ordered}"
 
 
 def choose_execution(options: ExecutionOptions, device: torch.device, *, uncapturable: str | None = None) -> Execution:
@@ -159,6 +171,9 @@ def choose_execution(options: ExecutionOptions, device: torch.device, *, uncaptu
     if mode == "compiled" and device.type == "cpu" and not any(map(shutil.which, ("g++", "clang++"))):
         raise UsageError("execution.mode compiled needs a C++ compiler on a CPU: install g++, or use eager")
     _check_half(options.precision, device)
+    deterministic = options.deterministic and device.type == "cuda"
+    if deterministic:  # cuBLAS reads it when it is first used
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     padding = options.pad_channels
     return Execution(
         compile=mode in ("compiled", "captured"),
@@ -166,6 +181,7 @@ def choose_execution(options: ExecutionOptions, device: torch.device, *, uncaptu
         precision=options.precision,
         tf32=options.tf32 and tensor_cores(device),
         pad_channels=padding == "on" or (padding == "auto" and options.precision != "fp32" and device.type == "cuda"),
+        deterministic=deterministic,
         device=device,
         why=why,
     )

@@ -40,6 +40,6 @@ class Numerics:
     def verdict(self) -> str:
         """`bit for bit`, or `equivalent, not bit for bit` and why."""
         why = list(self.changes)
-        if self.now.get("cuda") is not None:
-            why.append("cuDNN's sums are not bit-exact")
+        if self.now.get("cuda") is not None and not self.now.get("deterministic"):
+            why.append("a GPU's sums are in no fixed order without --execution.deterministic")
         return f"equivalent, not bit for bit ({'; '.join(why)})" if why else "bit for bit"

@@ -37,7 +37,8 @@ Which = Literal["best", "last"]
 # Fields of a recipe that do not decide a run's result: what a preset says of itself, where the data lie, what reads
 # them, and how the steps are executed (environment.json records both). A .beton with --max-side is another data set.
 NOT_IDENTITY = {
-    *(("", "about"), ("data", "root"), ("execution", "mode"), ("execution", "pad_channels")),
+    *(("", "about"), ("data", "root")),
+    *(("execution", name) for name in ("mode", "pad_channels", "deterministic")),
     *(("loader", field.name) for field in fields(LoaderOptions)),
 }
 

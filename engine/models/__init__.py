@@ -72,7 +72,8 @@ def build_model(options: ModelOptions, shape: NetShape, *, image_size: tuple[int
     for name, values in (("mean", options.mean), ("std", options.std)):
         if values is not None and len(values) != shape.in_channels:
             raise UsageError(
-                f"model.{name} has {len(values)} values but the images have {shape.in_channels} channels: give one for each"
+                f"model.{name} has {len(values)} values but the images have {shape.in_channels} channels: give one "
+                "for each"
             )
     if options.name not in NAMES:
         return net_from_elsewhere(options.name, shape, mean=options.mean, std=options.std, image_size=image_size)

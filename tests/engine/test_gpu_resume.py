@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,10 +11,11 @@ import torch
 pytest.importorskip("safetensors")
 pytest.importorskip("sklearn")
 pytest.importorskip("pydantic")
-from hardfast.engine.execution import Mode, Precision
+from hardfast.engine.execution import ExecutionOptions, Mode, Precision
 from hardfast.engine.methods import Position, method_options
 from hardfast.engine.optimizers import set_learning_rate
 from hardfast.engine.run import Run
+from hardfast.engine.run_folder import RunFolder
 from hardfast.loaders import open_dataset
 
 from .test_gpu_step import recipe_of
@@ -25,15 +25,6 @@ from .test_resume_every_step import Run as SavedRun
 
 pytestmark = pytest.mark.gpu
 DEVICE = torch.device("cuda")
-
-
-@pytest.fixture
-def deterministic(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Sums in one order, so that equal work gives equal bits."""
-    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(True)
-    yield
-    torch.use_deterministic_algorithms(False)
 
 
 @pytest.mark.parametrize(
@@ -48,13 +39,14 @@ def deterministic(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         ("fgsm-rs", "captured-eager", "bf16"),
     ],
 )
-@pytest.mark.usefixtures("deterministic")
 def test_a_resumed_run_ends_with_the_same_bits(method: str, mode: Mode, precision: Precision, tmp_path: Path) -> None:
     """From a first step, a step in mid-epoch and an epoch's end: graphs are captured anew each time."""
-    recipe = replace(recipe_of(method, mode, precision, epochs=EPOCHS), batch_size=8, data=DATA)
+    execution = ExecutionOptions(mode=mode, precision=precision, deterministic=True)
+    recipe = replace(recipe_of(method, mode, epochs=EPOCHS), batch_size=8, data=DATA, execution=execution)
     straight = SavedRun(recipe, tmp_path)
     for step in (1, EPOCH + 4, 2 * EPOCH):
         assert straight.resumed(step) == straight.hash, step
+    assert RunFolder(straight.folder).checkpoint("last").record.numerics.verdict == "bit for bit"
 
 
 @pytest.mark.parametrize("mode", ["eager", "captured-eager", "captured"])
@@ -62,7 +54,6 @@ def test_a_resumed_run_ends_with_the_same_bits(method: str, mode: Mode, precisio
     ("method", "step", "precision"),
     [("fgsm-sdi", 0, "bf16"), ("fgsm-sdi", 1, "fp32"), ("fgsm-mep", 1, "bf16"), ("free-at", 1, "fp32")],
 )
-@pytest.mark.usefixtures("deterministic")
 def test_a_bad_step_changes_nothing(method: str, step: int, precision: Precision, mode: Mode) -> None:
     """NaN in a weight: flagged in that step, every tensor as it was, and the next one trains again."""
     recipe = recipe_of(method, mode, precision)
