@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from ..loaders import memory
 from ..loaders.option_types import shown
 from .errors import UsageError
 from .execution import Execution
@@ -54,7 +55,8 @@ def free_memory(device: torch.device) -> int:
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return free
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    free = memory.free_memory()
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if free is None else free
 
 
 def describe_environment(

@@ -112,7 +112,7 @@ class Run:
         self.prepared: Preparation | None = None
         self.best: Best | None = None
         self.collapse, self.nonfinite = CollapseHistory(), NonFiniteHistory()
-        self._restored: tuple[Numerics, int] | None = None  # of the checkpoint it goes on from, and its step
+        self._until: tuple[Numerics, int] | None = None  # until some step: of a checkpoint, or in another execution
         self.images_per_second = 0.0  # of the newest epoch, without evaluation and saving
 
     @property
@@ -124,9 +124,9 @@ class Run:
     def numerics(self) -> Numerics:
         """What its steps were made with, and the next ones will be."""
         now = fingerprint(self.device, self.execution, loader=self.loader_choice.name)
-        if self._restored is None:
+        if self._until is None:
             return Numerics(now=now)
-        before, step = self._restored
+        before, step = self._until
         return before.followed_by(now, step=step)
 
     @property
@@ -234,8 +234,10 @@ class Run:
             try:
                 self.prepared = self._warmed_up(batch, kinds.values())
             except CaptureError as error:
-                refused = str(error)
+                refused, until_now = str(error), self.numerics
                 self.execution = replace(self.execution, capture=False, why=f"not captured: {refused}")
+                if self.at.total:
+                    self._until = until_now, self.at.total
                 self.step = self._make_step()
                 self.prepared = self._warmed_up(batch, kinds.values())
             except (TorchDynamoException, FailOnRecompileLimitHit) as error:
@@ -298,8 +300,9 @@ class Run:
 
     def begin_anew(self) -> None:
         """Puts the run where it began, in place; what its guards have seen stays."""
-        fresh = Run(self.recipe, self.data, self.device, execution=self.execution)
-        self.at, self.best, self._restored = fresh.at, None, None
+        host = torch.device("cpu")  # the device has room for one
+        fresh = Run(self.recipe, self.data, host, execution=Execution(precision=self.execution.precision))
+        self.at, self.best, self._until = fresh.at, None, None
         self.enter_stage()
         theirs = fresh._all_in_place()
         with torch.no_grad():
@@ -395,7 +398,7 @@ class Run:
         self.best = checkpoint.record.best
         self.follow(checkpoint.record.collapse)
         self.nonfinite = checkpoint.record.nonfinite
-        self._restored = checkpoint.record.numerics, checkpoint.record.at.total
+        self._until = checkpoint.record.numerics, checkpoint.record.at.total
 
     def follow(self, collapse: CollapseHistory) -> None:
         """Takes a history of the guard over, and with its rollbacks the random numbers that it trains with."""

@@ -5,6 +5,7 @@ alike. The first lets training finish its step and save, and an evaluation, whos
 off; the command then exits with 75. From then on each of the three has the effect it has by default: the kernel ends
 the process, even in the middle of a compilation or of a save, and the shell sees 128 + the signal's number (130, 143,
 138). Nothing is lost by that but what came after the last whole checkpoint: the same command resumes from it.
+coreutils' `timeout` signals twice, the command and then its group: use `timeout --foreground`.
 """
 
 from __future__ import annotations
