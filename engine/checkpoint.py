@@ -8,7 +8,8 @@ checkpoints/step-00001234/model.safetensors   the classifier's state dict, names
 
 A checkpoint is written under another name and renamed once it is on the disk, and loses its name before the first of
 its files is removed: whatever bears the name of a step was whole once. At every moment the newest that was saved is
-there, under its name or, while one of the same step takes its place, beside it.
+there, under its name or, while one of the same step takes its place, beside it. One that was found damaged is not
+removed but renamed to *.rejected when its turn comes, the newest two of them.
 """
 
 from __future__ import annotations
@@ -27,11 +28,16 @@ from .record import Record
 __all__ = ["MANIFEST", "MODEL", "RECORD", "STATE", "Checkpoint", "CheckpointStore"]
 
 ASIDE = ".old"  # the one whose place another of the same step is about to take
-LEFTOVER = re.compile(r"step-\d{8,}(\.old)?\.tmp-.+")
+REJECTED = ".rejected"  # what was found damaged: kept, for whoever can tell more from it than this engine
+MOST_REJECTED = 2
+LEFTOVER = re.compile(r"step-\d{8,}(\.old)?(\.rejected)?\.tmp-.+")
 
 
 class CheckpointStore:
     """The checkpoints of one run. Any process may read them; one that writes them holds the run's lock.
+
+    Attributes:
+        rejected: what the last search for the latest found damaged, a line each, the newest first.
 
     Raises:
         UsageError: safetensors is not installed.
@@ -40,7 +46,8 @@ class CheckpointStore:
     def __init__(self, folder: Path) -> None:
         checkpoint_folder.safetensors()  # fails now rather than after an epoch
         self.folder = folder
-        self.rejected: list[str] = []  # what the last search for the latest found damaged, the newest first
+        self.rejected: list[str] = []
+        self._damaged: set[Path] = set()
 
     def path(self, step: int) -> Path:
         """Where the checkpoint of a step lies."""
@@ -52,32 +59,39 @@ class CheckpointStore:
         Raises:
             OSError: it could not be written, and why; the checkpoints before it are as they were, and nothing of this
                 one is left.
-            Diverged: the classifier's tensors are not finite; likewise.
+            Diverged: a tensor of either is not finite; likewise.
         """
-        name = not_finite(model)
+        name = not_finite(model) or not_finite(state)
         if name is not None:
             raise Diverged(f"'{name}' is not finite after step {step}: nothing is saved, {self.folder} stays as it is")
-        files = sealed(model, state, record)
         target = self.path(step)
         temporary = target.with_name(f"{target.name}.tmp-{os.getpid()}")
         try:
             disk.make_folder(self.folder)
             self.tidy()
-            disk.write_folder(temporary, files)
+            disk.write_folder(temporary, sealed(model, state, record))
             self._put_in_place(temporary, target)
         except BaseException as error:
             with suppress(OSError):  # what has just failed once
                 self.tidy()
             if isinstance(error, OSError):
-                raise disk.with_room(error, sum(map(len, files.values())), self.folder.parent) from None
+                needed = sum(tensor.nbytes for tensor in (*model.values(), *state.values()))
+                raise disk.with_room(error, needed, self.folder.parent) from None
             raise
         return target
 
-    def latest(self) -> Checkpoint | None:
-        """The newest checkpoint whose files are what its manifest says; None if there is none."""
+    def latest(self, *, at_most: int | None = None) -> Checkpoint | None:
+        """The newest checkpoint, of so many steps at most, whose files are what its manifest says; None if there is
+        none.
+
+        Raises:
+            OSError: one cannot be read now, so that it cannot be told whether it is damaged.
+        """
         while True:
             self.rejected, moved = [], False
-            for step in self._steps():
+            for step in self.steps():
+                if at_most is not None and step > at_most:
+                    continue
                 path = self.path(step)
                 try:
                     return self.open(path)
@@ -94,28 +108,35 @@ class CheckpointStore:
 
         Raises:
             CheckpointError: it is missing, or a file is not what the manifest says.
+            OSError: it cannot be read now.
         """
         try:
             return verified(path)
         except CheckpointError:
+            self._damaged.add(path)
             if not os.path.lexists(_aside(path)):  # a writer was killed while it put another in its place
                 raise
             return verified(_aside(path))
 
+    def before(self, step: int) -> int | None:
+        """The newest step before this one of which there is a checkpoint that was not found damaged; None if there is
+        none."""
+        return next((other for other in self.steps() if other < step and self.path(other) not in self._damaged), None)
+
     def prune(self, keep: set[int]) -> None:
         """Removes every checkpoint but those of the given steps, once the newest of these has been read back; all of
-        them if none is given.
+        them if none is given. Those that were found damaged lose their names alone.
 
         Raises:
             CheckpointError: it is damaged; nothing is removed.
-            OSError: one could not be removed.
+            OSError: it could not be read, and nothing is removed; or one could not be removed.
         """
         if keep:
             self.open(self.path(max(keep)))
-        for step in self._steps():
+        for step in self.steps():
             if step not in keep:
-                for path in (self.path(step), _aside(self.path(step))):
-                    _discard(path)
+                self._give_up(self.path(step))
+                _discard(_aside(self.path(step)))
 
     def tidy(self) -> None:
         """Removes what a killed writer left, and gives back its name to a checkpoint that it had put aside.
@@ -126,17 +147,33 @@ class CheckpointStore:
         for path in self._entries():
             if LEFTOVER.fullmatch(path.name):
                 disk.remove(path)
-        for step in self._steps():
+        for step in self.steps():
             target, aside = self.path(step), _aside(self.path(step))
             if os.path.lexists(aside):
                 if _is_whole(target):
                     _discard(aside)
                 else:
-                    _discard(target)
+                    self._damaged.add(target)
+                    self._give_up(target)
                     aside.rename(target)
+
+    def _give_up(self, path: Path) -> None:
+        """Removes a checkpoint, or renames one that was found damaged, the newest of which are kept."""
+        if path not in self._damaged:
+            _discard(path)
+        elif os.path.lexists(path):
+            rejected = path.with_name(f"{path.name}{REJECTED}")
+            _discard(rejected)
+            path.rename(rejected)
+            every = [other for other in self._entries() if other.name.endswith(REJECTED)]
+            for other in sorted(every, key=_renamed_at)[:-MOST_REJECTED]:
+                _discard(other)
+        self._damaged.discard(path)
 
     def _put_in_place(self, temporary: Path, target: Path) -> None:
         """Renames a checkpoint that is on the disk; one of the same step goes only when that is done."""
+        if target in self._damaged:
+            self._give_up(target)
         if os.path.lexists(target):  # its epoch ended at the step at which it was saved, or the step was made again
             target.rename(_aside(target))
         temporary.rename(target)
@@ -146,7 +183,7 @@ class CheckpointStore:
     def _entries(self) -> list[Path]:
         return [self.folder / name for name in sorted(os.listdir(self.folder))] if self.folder.is_dir() else []
 
-    def _steps(self) -> list[int]:
+    def steps(self) -> list[int]:
         """Of the checkpoints there are, whole or damaged, the newest first."""
         found = (NAME.fullmatch(path.name) for path in self._entries())
         return sorted({int(name[1]) for name in found if name is not None}, reverse=True)
@@ -162,6 +199,10 @@ def _discard(path: Path) -> None:
         gone = path.with_name(f"{path.name}.tmp-gone")
         path.rename(gone)
         disk.remove(gone)
+
+
+def _renamed_at(path: Path) -> int:
+    return os.lstat(path).st_ctime_ns
 
 
 def _is_whole(path: Path) -> bool:

@@ -9,12 +9,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import re
+import stat
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from . import disk, strict_json
 from .errors import CheckpointError, UsageError
@@ -43,25 +50,34 @@ class Checkpoint:
         Raises:
             CheckpointError: the file is not the verified one any more, or holds a value that is not finite.
         """
-        tensors = load_verified(self.path / MODEL, self.model_sha256)
-        name = not_finite(tensors)
-        if name is not None:
-            raise CheckpointError(f"{self.path / MODEL}: '{name}' is not finite: such weights classify nothing")
-        return tensors
+        return _finite(load_verified(self.path / MODEL, self.model_sha256), self.path / MODEL)
 
     def state(self) -> Tensors:
         """All other tensors of the run, on the CPU.
 
         Raises:
-            CheckpointError: the file is not the verified one any more.
+            CheckpointError: as `model`.
         """
-        return load_verified(self.path / STATE, self.state_sha256)
+        return _finite(load_verified(self.path / STATE, self.state_sha256), self.path / STATE)
 
 
-def sealed(model: Tensors, state: Tensors, record: Record) -> dict[str, bytes]:
-    """The files of a checkpoint by name, the manifest last; the tensors as they are now, wherever they lie."""
-    files = {MODEL: _packed(model), STATE: _packed(state), RECORD: record.to_json().encode()}
-    return files | {MANIFEST: _manifest({name: (len(data), _sha256(data)) for name, data in files.items()})}
+def sealed(model: Tensors, state: Tensors, record: Record) -> Iterator[tuple[str, bytes]]:
+    """The files of a checkpoint by name, the manifest last; the tensors as they are when their file's turn has come.
+
+    Each is made when it is asked for, and let go before the next: a method's memory may have more than a gigabyte.
+    """
+    made: tuple[tuple[str, Callable[[], bytes]], ...] = (
+        (MODEL, partial(_packed, model)),
+        (STATE, partial(_packed, state)),
+        (RECORD, lambda: record.to_json().encode()),
+    )
+    entries = {}
+    for name, make in made:
+        content = make()
+        entries[name] = (len(content), _sha256(content))
+        yield name, content
+        del content
+    yield MANIFEST, _manifest(entries)
 
 
 def verified(path: Path) -> Checkpoint:
@@ -69,12 +85,11 @@ def verified(path: Path) -> Checkpoint:
 
     Raises:
         CheckpointError: in one line, which file it is and what is wrong.
+        OSError: it cannot be read now, which says nothing about what it holds.
     """
     try:
-        if not os.path.lexists(path):
-            raise CheckpointError(f"{path} is missing")
         name = NAME.fullmatch(path.name)
-        if name is None or path.is_symlink() or not path.is_dir():
+        if name is None or not stat.S_ISDIR(os.lstat(path).st_mode):
             raise CheckpointError(f"{path} is no checkpoint: it must be a folder of its own, called step-NNNNNNNN")
         wanted = _entries(_text(path / MANIFEST, LARGEST_MANIFEST), path / MANIFEST)
         for file, (size, sha256) in wanted.items():
@@ -90,9 +105,8 @@ def verified(path: Path) -> Checkpoint:
     except CheckpointError as error:
         raise CheckpointError(_one_line(error)) from None
     except FileNotFoundError as error:
-        raise CheckpointError(f"{error.filename} is missing: the checkpoint is not complete") from None
-    except OSError as error:
-        raise CheckpointError(f"{error.filename} cannot be read: {error.strerror}") from None
+        part = "" if str(error.filename) == str(path) else ": the checkpoint is not complete"
+        raise CheckpointError(f"{error.filename} is missing{part}") from None
     except disk.OddFile as error:
         raise CheckpointError(str(error)) from None
 
@@ -104,7 +118,7 @@ def load_verified(path: Path, sha256: str | None) -> Tensors:
         CheckpointError: they have another sha256, if one is given, or are no such file.
     """
     try:
-        content = disk.read(path, largest=disk.size_of(path))
+        content = disk.read(path)
         if sha256 is not None and _sha256(content) != sha256:
             raise CheckpointError(f"{path} has changed since it was verified: repeat the command")
         tensors: Tensors = safetensors().load(content)
@@ -115,9 +129,29 @@ def load_verified(path: Path, sha256: str | None) -> Tensors:
         raise CheckpointError(f"{path} cannot be read: {_one_line(error)}") from None
 
 
-def not_finite(tensors: Tensors) -> str | None:
-    """The name of the first tensor that holds NaN or infinity; None if all are finite."""
-    return next((name for name, value in tensors.items() if not bool(value.isfinite().all())), None)
+def not_finite(tensors: Mapping[str, Tensor]) -> str | None:
+    """The name of the first tensor that holds NaN or infinity; None if all are finite.
+
+    One pass over each without a copy, and one wait for a device however many there are.
+    """
+    groups: dict[tuple[torch.device, torch.dtype], dict[str, Tensor]] = {}
+    for name, value in tensors.items():
+        if value.is_floating_point() and value.numel():
+            # The largest magnitude: neither NaN nor infinity is lost in a maximum, and no finite value overflows.
+            largest = torch.linalg.vector_norm(value.detach(), ord=math.inf)
+            groups.setdefault((value.device, value.dtype), {})[name] = largest
+    finite: dict[torch.device, list[Tensor]] = {}
+    names: dict[torch.device, list[str]] = {}
+    for (device, _), group in groups.items():
+        finite.setdefault(device, []).append(torch.stack(list(group.values())).isfinite())
+        names.setdefault(device, []).extend(group)
+    bad = {
+        name
+        for device, parts in finite.items()
+        for name, good in zip(names[device], torch.cat(parts).tolist(), strict=True)
+        if not good
+    }
+    return next((name for name in tensors if name in bad), None)
 
 
 def safetensors() -> ModuleType:
@@ -131,6 +165,13 @@ def safetensors() -> ModuleType:
     except ModuleNotFoundError:
         raise UsageError("reading and writing checkpoints needs safetensors: pip install safetensors") from None
     return library
+
+
+def _finite(tensors: Tensors, source: Path) -> Tensors:
+    name = not_finite(tensors)
+    if name is not None:
+        raise CheckpointError(f"{source}: '{name}' is not finite: nothing can be computed with it")
+    return tensors
 
 
 def _manifest(files: dict[str, tuple[int, str]]) -> bytes:

@@ -1,6 +1,6 @@
 """Files that a crash leaves whole or absent, and reading that no odd file can mislead or hang.
 
-Every call to the system here is one of `os`, and each error names the file that it was about.
+Every call here that changes a disk is one of `os`, and each error names the file that it was about.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ import hashlib
 import os
 import shutil
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from io import FileIO
 from pathlib import Path
 
 CHUNK = 1 << 20
@@ -22,10 +23,11 @@ class OddFile(ValueError):
     """What should be a plain file of a reasonable size is none."""
 
 
-def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
+def write_folder(folder: Path, files: Iterable[tuple[str, bytes]]) -> None:
     """Makes a folder of new files, and returns when all of it is on the disk.
 
-    All are written before the first is waited for: the disk works on one while the next is written.
+    All are written before the first is waited for: the disk works on one while the next is made and written. Of their
+    contents one is held at a time.
 
     Raises:
         OSError: naming the file that could not be written; part of the folder may be there.
@@ -33,13 +35,14 @@ def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
     descriptors: dict[Path, int] = {}
     folder.mkdir()
     try:
-        for name, content in files.items():
+        for name, content in files:
             path = folder / name
             with _named(path):
                 descriptors[path] = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
                 rest = memoryview(content)
                 while rest:
                     rest = rest[os.write(descriptors[path], rest) :]
+            del content, rest
         for path, descriptor in descriptors.items():
             with _named(path):
                 os.fsync(descriptor)
@@ -95,8 +98,8 @@ def digest(path: Path) -> tuple[int, str]:
     return size, found.hexdigest()
 
 
-def read(path: Path, *, largest: int) -> bytes:
-    """The content of a plain file.
+def read(path: Path, *, largest: int | None = None) -> bytes:
+    """The content of a plain file, read into its final place: it needs no more memory than the file has bytes.
 
     Raises:
         OSError: it is missing or cannot be read.
@@ -104,12 +107,9 @@ def read(path: Path, *, largest: int) -> bytes:
     """
     with _plain(path) as descriptor:
         size = os.fstat(descriptor).st_size
-        if size > largest:
+        if largest is not None and size > largest:
             raise OddFile(f"{path} has {size} bytes, which is more than any such file has ({largest})")
-        content = bytearray()
-        while chunk := os.read(descriptor, CHUNK):
-            content += chunk
-        return bytes(content)
+        return FileIO(descriptor, closefd=False).readall()
 
 
 def size_of(path: Path) -> int:

@@ -272,13 +272,23 @@ def _check_classifier(run: Run) -> None:
 
 
 def _restore(run: Run, folder: RunFolder) -> None:
-    """Puts the run where the folder's newest whole checkpoint left it, and drops what the log says beyond it."""
+    """Puts the run where the folder's newest whole checkpoint left it, and drops what the log says beyond it.
+
+    Raises:
+        CheckpointError: there are checkpoints, and none of them can be used; nothing is changed then.
+        OSError: one cannot be read now; likewise.
+    """
     folder.store.tidy()
     latest = folder.store.latest()
+    if latest is None and folder.store.rejected:
+        raise CheckpointError(
+            f"{folder.store.rejected[0]}; {folder.path} has no checkpoint that can be used: move {folder.store.folder} "
+            "away to begin again"
+        )
     for rejected in folder.store.rejected:
         console.line(f"rejected: {rejected}")
     if latest is None:
-        console.line(f"{folder.path} holds this run but no whole checkpoint of it: starting again")
+        console.line(f"{folder.path} holds this run but no checkpoint of it yet: starting again")
     else:
         run.restore(latest)
         if run.best is not None:
