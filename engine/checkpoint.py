@@ -61,7 +61,7 @@ class CheckpointStore:
                 one is left.
             Diverged: a tensor of either is not finite; likewise.
         """
-        name = not_finite(model) or not_finite(state)
+        name = not_finite({**model, **{f"state/{name}": tensor for name, tensor in state.items()}})
         if name is not None:
             raise Diverged(f"'{name}' is not finite after step {step}: nothing is saved, {self.folder} stays as it is")
         target = self.path(step)

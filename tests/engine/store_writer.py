@@ -12,6 +12,7 @@ Used by tests as `Writers`.
 from __future__ import annotations
 
 import atexit
+import hashlib
 import json
 import os
 import re
@@ -84,6 +85,15 @@ def record(step: int) -> Any:
 def best(step: int) -> int:
     """The step of the best checkpoint so far, which pruning keeps: sometimes this one, sometimes an older one."""
     return step - step % 3 if step >= 3 else 1
+
+
+def sign(path: Path) -> None:
+    """Makes the manifest of a checkpoint that of its files as they are now."""
+    entries = {}
+    for name in ("model.safetensors", "state.safetensors", "train.json"):
+        data = (path / name).read_bytes()
+        entries[name] = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    (path / "MANIFEST.json").write_text(json.dumps(entries, indent=2) + "\n")
 
 
 class Writers:

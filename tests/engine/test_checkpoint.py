@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import math
+import os
+import tracemalloc
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,15 +13,21 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from hardfast.engine import CheckpointError
+from hardfast.engine import CheckpointError, disk
 from hardfast.engine.checkpoint import MANIFEST, MODEL, RECORD, STATE, CheckpointStore
+from hardfast.engine.checkpoint_folder import not_finite
 from hardfast.engine.errors import Diverged
 from hardfast.engine.models import NetShape
 from hardfast.engine.named_tensors import load_optimizer, load_strictly, optimizer_tensors
 from hardfast.engine.record import Best, Counters, Record
 
 pytest.importorskip("safetensors")
+
+from safetensors.torch import save as save_tensors
+
+from .store_writer import sign
 
 
 def tensors(value: float = 1.0) -> dict[str, Tensor]:
@@ -75,7 +84,62 @@ def test_what_is_not_finite_is_not_saved(tmp_path: Path) -> None:
     for value in (math.nan, math.inf):
         with pytest.raises(Diverged, match="'a' is not finite after step 2"):
             store.save(2, model=tensors(value), state=tensors(), record=record(2))
+        with pytest.raises(Diverged, match="'state/a' is not finite after step 2"):
+            store.save(2, model=tensors(), state=tensors(value), record=record(2))
     assert [p.name for p in tmp_path.iterdir()] == ["step-00000001"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_what_is_not_finite_is_named(dtype: torch.dtype) -> None:
+    largest = torch.finfo(dtype).max
+    some = {
+        "empty": torch.empty(0, 3, dtype=dtype),
+        "largest": torch.full((2, 3, 4, 5), -largest, dtype=dtype).to(memory_format=torch.channels_last),
+        "scalar": torch.tensor(largest, dtype=dtype),
+        "count": torch.tensor([7]),
+        "other": torch.ones(3),
+    }
+    assert not_finite(some) is None
+    assert not_finite({}) is None
+    for value in (math.nan, math.inf, -math.inf):
+        for name in ("largest", "scalar", "other"):
+            changed = {key: tensor.clone() for key, tensor in some.items()}
+            changed[name].view(-1)[-1:].fill_(value) if changed[name].is_contiguous() else changed[name][1, 2, 3].fill_(
+                value
+            )
+            assert not_finite(changed) == name
+            changed["other"].fill_(math.nan)
+            assert not_finite(changed) == name  # the first
+
+
+class Waits(TorchDispatchMode):
+    """Counts the values that the host asks for, one at a time."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
+
+def test_looking_for_what_is_not_finite_does_not_wait_for_each_tensor() -> None:
+    some = {str(number): torch.ones(3) for number in range(20)}
+    with Waits() as waits:
+        assert not_finite(some) is None
+    assert waits.count == 0
+    with Waits() as waits:  # the control
+        assert all(bool(value.isfinite().all()) for value in some.values())
+    assert waits.count == 20
+
+
+def test_a_state_that_is_not_finite_is_not_read_back(tmp_path: Path) -> None:
+    path = save(CheckpointStore(tmp_path), 1)
+    (path / STATE).write_bytes(save_tensors(tensors(math.nan)))
+    sign(path)
+    found = CheckpointStore(tmp_path).open(path)
+    assert found.model().keys() == tensors().keys()
+    with pytest.raises(CheckpointError, match="'a' is not finite"):
+        found.state()
 
 
 def test_the_same_step_again_takes_its_place(tmp_path: Path) -> None:
@@ -179,6 +243,80 @@ def test_prune_deletes_nothing_when_the_newest_cannot_be_read_back(tmp_path: Pat
     with pytest.raises(CheckpointError):
         store.prune(keep={2})
     assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_damaged_ones_are_not_removed_but_the_newest_two_renamed(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path)
+    save(store, 1)
+    for step in (2, 3, 4):
+        (save(store, step) / MODEL).write_bytes(b"")
+        again = CheckpointStore(tmp_path)  # another start of the run
+        found = again.latest()
+        assert found is not None
+        assert found.record.at.total == 1
+        assert again.before(step + 1) == 1
+        if step == 3:
+            save(again, 3).joinpath("note").touch()  # the step is made again
+            again.prune(keep={1, 3})
+            assert again.open(again.path(3)).record.at.total == 3
+            again.prune(keep={1})
+        else:
+            again.prune(keep={1})
+    left = sorted(p.name for p in tmp_path.iterdir())
+    assert left == ["step-00000001", "step-00000003.rejected", "step-00000004.rejected"]
+    assert (tmp_path / left[1] / MODEL).read_bytes() == b""
+    assert not (tmp_path / left[1] / "note").exists()
+    save(store, 5)
+    assert store.before(5) == 1
+    store.prune(keep={5})
+    assert sorted(p.name for p in tmp_path.iterdir()) == [*left[1:], "step-00000005"]
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.EACCES, errno.ENOENT])
+@pytest.mark.parametrize("name", [MODEL, STATE, RECORD, MANIFEST])
+def test_what_cannot_be_read_is_not_taken_for_damaged(
+    name: str, number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, fired, opened = CheckpointStore(tmp_path), [], os.open
+    for step in (1, 2):
+        save(store, step)
+
+    def failing(path: Any, *words: Any, **options: Any) -> int:
+        if Path(path) == store.path(2) / name:
+            fired.append(path)
+            raise OSError(number, os.strerror(number), str(path))
+        return opened(path, *words, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", failing)
+        if number == errno.ENOENT:  # the control: it is not there
+            found = store.latest()
+            assert found is not None
+            assert (found.record, len(store.rejected)) == (record(1), 1)
+        else:
+            for search in (store.latest, lambda: store.prune(keep={2})):
+                with pytest.raises(OSError, match=f"{name}") as error:
+                    search()
+                assert error.value.errno == number
+                assert not isinstance(error.value, CheckpointError)
+    assert fired
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000001", "step-00000002"]
+
+
+def test_no_more_memory_than_the_larger_file(tmp_path: Path) -> None:
+    """Of Python's own: a checkpoint's files are held one at a time, and read into their final place."""
+    store, size = CheckpointStore(tmp_path), 8 << 20
+    some = {"a": torch.zeros(size // 4)}
+    save(store, 1)  # imports all that a save needs
+    tracemalloc.start()
+    try:
+        path = store.save(2, model=some, state=some, record=record(2))
+        assert size < tracemalloc.get_traced_memory()[1] < 1.5 * size
+        tracemalloc.reset_peak()
+        assert len(disk.read(path / MODEL)) > size
+        assert size < tracemalloc.get_traced_memory()[1] < 1.5 * size
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,6 @@ caught: tensors that no net has, records that no run writes.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
@@ -35,7 +34,7 @@ from hardfast.engine.run_folder import RunFolder
 
 from ..malicious import PICKLES
 from ..readers import readers
-from .store_writer import content, record
+from .store_writer import content, record, sign
 
 AREA = "bit flips, structural damage of checkpoints"
 FILES = (MODEL, STATE, RECORD, MANIFEST)
@@ -245,15 +244,6 @@ def records(draw: random.Random, count: int) -> Iterator[Mutant]:
             sign(path)
 
         yield Mutant(f"train.json signed anew: {kind} {value:.8}", damage)
-
-
-def sign(path: Path) -> None:
-    """Makes the manifest that of the files as they are now."""
-    entries = {}
-    for name in (MODEL, STATE, RECORD):
-        data = (path / name).read_bytes()
-        entries[name] = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-    (path / MANIFEST).write_text(json.dumps(entries, indent=2) + "\n")
 
 
 def mutants(count: int) -> list[Mutant]:
