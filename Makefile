@@ -65,7 +65,8 @@ test: system check ## checks, then every test that takes seconds
 test-night: system check ## every test that runs without a GPU, as often as tests/README.md's figures ask (an hour); TESTS=... some
 	@mkdir -p runs && rm -f $(FIGURES)
 	HARDFAST_NIGHT=1 HARDFAST_EXAMPLES=10000 HARDFAST_FIGURES=$(abspath $(FIGURES)) \
-	  $(PYTEST) -m "not gpu" --durations=30 $(TESTS); status=$$?; $(BIN)/python -m tests.night $(FIGURES); exit $$status
+	  $(PYTEST) -m "not gpu" --durations=30 $(TESTS) && \
+	  $(BIN)/python -m tests.night $(FIGURES) make test-night $(if $(TESTS),TESTS=\"$(TESTS)\")
 
 .PHONY: test-gpu
 test-gpu: install ## the tests that need a CUDA device

@@ -2,7 +2,7 @@
 
 `make test` tries each thing often enough to see it break, `make test-night` (HARDFAST_NIGHT=1) often enough for a
 figure that can be promised. Where HARDFAST_FIGURES names a file, every campaign adds a line to it, and `python -m
-tests.night FILE` writes them into tests/README.md as a table.
+tests.night FILE COMMAND` puts them into the table of tests/README.md. A campaign that breaks off has no line.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from typing import Any
 NIGHT = os.environ.get("HARDFAST_NIGHT", "0") not in ("", "0")
 README = Path(__file__).with_name("README.md")
 BEGIN, END = "<!-- figures of the night -->", "<!-- end of figures -->"
+HEADER = "| area | tried | fault seen to fire | held | what | when, by which command, where |"
+RULE = "|---|---:|---:|---:|---|---|"
 
 
 def tries(day: int, night: int) -> int:
@@ -44,30 +46,38 @@ def figure(area: str, *, tried: int, held: int, fired: int | None = None, note: 
             file.write(json.dumps(line) + "\n")
 
 
-def table(lines: Sequence[dict[str, Any]]) -> str:
-    """The lines of `figure` as a Markdown table, one row for each area, in alphabetical order."""
+def table(lines: Sequence[dict[str, Any]]) -> dict[str, str]:
+    """The rows of a Markdown table by area, the lines of each added up; without the last column, when."""
     areas: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for line in lines:
         areas[line["area"]].append(line)
-    rows = ["| area | tried | fault seen to fire | held | |", "|---|---:|---:|---:|---|"]
-    for area, found in sorted(areas.items()):
+    rows = {}
+    for area, found in areas.items():
         tried, held = (sum(line[name] for line in found) for name in ("tried", "held"))
         fired = [line["fired"] for line in found if line["fired"] is not None]
         notes = "; ".join(dict.fromkeys(line["note"] for line in found if line["note"]))
-        rows.append(f"| {area} | {tried:,} | {f'{sum(fired):,}' if fired else ''} | {held:,} | {notes} |")
-    return "\n".join(rows)
+        rows[area] = f"| {area} | {tried:,} | {f'{sum(fired):,}' if fired else ''} | {held:,} | {notes} |"
+    return rows
 
 
-def main(path: str) -> None:
-    """Writes the figures of one night into README.md, between its marks."""
-    lines = [json.loads(line) for line in Path(path).read_text().splitlines()]
-    text = README.read_text()
-    before, rest = text.split(BEGIN)
-    _, after = rest.split(END)
-    versions = f"{os.cpu_count()} cores, torch {metadata.version('torch')}"
-    when = f"`make test-night` on {datetime.now(UTC):%Y-%m-%d}, {versions}:"
-    README.write_text(f"{before}{BEGIN}\n{when}\n\n{table(lines)}\n{END}{after}")
+def main(path: str, *words: str) -> None:
+    """Puts the figures of a night into README.md between its marks, area by area: others stay as they are.
+
+    Args:
+        path: the lines of `figure`.
+        words: the command that made them, for the column beside the date.
+    """
+    lines = [line for line in map(json.loads, Path(path).read_text().splitlines()) if line["night"]]
+    before, rest = README.read_text().split(BEGIN)
+    old, after = rest.split(END)
+    rows = {row.split("|")[1].strip(): row for row in old.splitlines() if row.startswith("| ") and row != HEADER}
+    when = (
+        f"{datetime.now(UTC):%Y-%m-%d}, `{' '.join(words)}`, {os.cpu_count()} cores, torch {metadata.version('torch')}"
+    )
+    rows |= {area: row + f" {when} |" for area, row in table(lines).items()}
+    told = "\n".join([HEADER, RULE, *(rows[area] for area in sorted(rows))])
+    README.write_text(f"{before}{BEGIN}\n{told}\n{END}{after}")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])
