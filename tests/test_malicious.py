@@ -52,7 +52,7 @@ def test_bombs_are_refused_in_time(name: str, tmp_path: Path) -> None:
     assert "\n" not in told["text"]
     assert told["grown"] < MEMORY // 2, told
     assert not (tmp_path / "canary").exists()
-    figure(AREA, tried=1, held=1, fired=1, note="bombs")
+    figure(AREA, tried=1, held=1, note="bombs")
 
 
 def test_a_reader_without_bounds_is_stopped(tmp_path: Path) -> None:
@@ -72,7 +72,7 @@ def test_damaged_headers(tmp_path: Path) -> None:
         assert told["refused"] + told["read"] == BATCH
         refused += told["refused"]
     assert refused > tried * 0.8
-    figure(AREA, tried=tried, held=tried, fired=refused, note="headers of .safetensors")
+    figure(AREA, tried=tried, held=tried, note="headers of .safetensors")
 
 
 def test_a_whole_header_is_read(tmp_path: Path) -> None:
