@@ -6,6 +6,8 @@ a file is looked over before it is read.
 
 from __future__ import annotations
 
+import hashlib
+import io
 import os
 import pickletools
 import re
@@ -17,6 +19,7 @@ from typing import IO, Any
 
 import torch
 
+from . import disk
 from .errors import CheckpointError
 
 MOST_VALUES = 10_000_000  # that one value of a pickle may consist of, each counted as often as it is meant
@@ -25,17 +28,21 @@ _PUTS, _GETS = ("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"), ("GET", "BINGET", "L
 _MARK = 0  # on the stack of sizes
 
 
-def read_torch_file(path: Path) -> Any:
-    """The plain data of a file, on the CPU.
+def read_torch_file(path: Path) -> tuple[Any, str]:
+    """The plain data of a file, on the CPU, and the sha256 of the bytes that they were read from.
 
     Raises:
         CheckpointError: it is damaged, holds more than plain data, or would become larger than it is.
     """
     try:
-        _look_over(path)
+        with path.open("rb") as file:
+            _look_over(path, file)  # one that claims to be large, and is none, is refused before it is read
+        content = disk.read(path.resolve())
+        _look_over(path, io.BytesIO(content))  # it may be another by now
         with warnings.catch_warnings():  # of formats that are then refused
             warnings.simplefilter("ignore")
-            return torch.load(path, map_location="cpu", weights_only=True)
+            data = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        return data, hashlib.sha256(content).hexdigest()
     except CheckpointError:
         raise
     except Exception as error:  # the reader of a damaged or malicious file raises whatever it stumbles over
@@ -56,26 +63,27 @@ def first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
 
 
-def _look_over(path: Path) -> None:
+def _look_over(path: Path, stream: IO[bytes]) -> None:
     """Refuses a file that would become larger than it is; one that cannot be looked over raises what it may."""
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as file:
+    size = stream.seek(0, os.SEEK_END)
+    if zipfile.is_zipfile(stream):
+        with zipfile.ZipFile(stream) as file:
             members = file.infolist()
             packed = any(member.compress_type != zipfile.ZIP_STORED for member in members)
-            if packed or sum(member.file_size for member in members) > path.stat().st_size:
+            if packed or sum(member.file_size for member in members) > size:
                 raise CheckpointError(
                     f"{path} would become larger than it is, as no file of torch.save does: fetch it again"
                 )
             for member in members:
                 if member.filename.endswith(".pkl"):
-                    with file.open(member) as stream:
-                        _refuse_repeated(path, stream)
+                    with file.open(member) as pickled:
+                        _refuse_repeated(path, pickled)
         return
-    with path.open("rb") as stream:  # the old format, or none
-        for _ in range(OLD_FORMAT):
-            _refuse_repeated(path, stream)
-            if stream.tell() == os.fstat(stream.fileno()).st_size:
-                return
+    stream.seek(0)
+    for _ in range(OLD_FORMAT):  # the old format, or none
+        _refuse_repeated(path, stream)
+        if stream.tell() == size:
+            return
 
 
 def _refuse_repeated(path: Path, stream: IO[bytes]) -> None:

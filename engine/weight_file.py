@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import disk
 from .errors import CheckpointError, UsageError
 from .torch_file import first_line, read_torch_file
 
@@ -44,7 +45,7 @@ class WeightFile:
         path: the file.
         tensors: by the net's own names, on the CPU, in the file's order.
         mean, std: the normalisation that lay beside them, per channel; None where there is none.
-        sha256: of the file, in hexadecimal.
+        sha256: of the very bytes that the tensors are of, in hexadecimal.
         notes: what was undone, a line each.
     """
 
@@ -78,11 +79,9 @@ def read_weight_file(path: Path, *, own_names: Collection[str] = ()) -> WeightFi
         endings = " ".join(SAFETENSORS + PICKLES)
         raise UsageError(f"{path} is not named like a weight file: its name must end in one of {endings}")
     notes: list[str] = []
-    content = _read_safetensors(path) if path.suffix in SAFETENSORS else read_torch_file(path)
+    content, sha256 = _read_safetensors(path) if path.suffix in SAFETENSORS else read_torch_file(path)
     tensors = _state_dict(path, content, notes)
     tensors, normalisation = _unwrapped(path, tensors, own_names, notes)
-    with path.open("rb") as file:  # last: a file that claims to be large, and is none, is refused before
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     return WeightFile(
         path=path,
         tensors=_at_full_precision(tensors, notes),
@@ -93,11 +92,15 @@ def read_weight_file(path: Path, *, own_names: Collection[str] = ()) -> WeightFi
     )
 
 
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], str]:
+    """The tensors, and the sha256 of the bytes that they are of."""
     import safetensors.torch
 
     try:
-        return safetensors.torch.load_file(path)
+        with safetensors.safe_open(path, framework="pt"):
+            pass  # a file that claims to be large, and is none, is refused before it is read
+        content = disk.read(path.resolve())
+        return safetensors.torch.load(content), hashlib.sha256(content).hexdigest()
     except Exception as error:  # safetensors' own; and what torch says to a type or a shape that it has not
         raise CheckpointError(f"{path} cannot be read as safetensors ({first_line(error)}): fetch it again") from None
 
