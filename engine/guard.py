@@ -84,6 +84,15 @@ class NonFiniteHistory:
             return self, "stop", place
         return replace(self, row=0, answered=(*self.answered, place)), "go back", place
 
+    def put_back(self, restored: NonFiniteHistory, *, total: int) -> NonFiniteHistory:
+        """The history of a run that was put back to `total` steps: what was seen beyond them is not its own any more.
+
+        Args:
+            restored: its history when it was there.
+            total: steps of the run until then.
+        """
+        return replace(self, row=restored.row, recent=tuple(number for number in self.recent if number < total))
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CollapseHistory:
@@ -97,7 +106,7 @@ class CollapseHistory:
     right: float = 0.0  # of them in the epoch until the last probe
     images: float = 0.0
     warned: int | None = None  # epoch of the last warning
-    probes: int = 0
+    looked: int | None = None  # epoch in which a trip wire last had its second look
 
     def probed(self, pgd: float, train: float | None, *, wire: bool, right: float, images: float) -> CollapseHistory:
         """The history after a probe.
@@ -118,7 +127,6 @@ class CollapseHistory:
             train=self.train if train is None else train,
             right=right,
             images=images,
-            probes=self.probes + 1,
         )
 
 

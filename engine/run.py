@@ -27,6 +27,7 @@ from .models import NetShape, PaddedConv2d, build_model, seeded_initialisation
 from .named_tensors import load_optimizer, load_strictly, optimizer_tensors
 from .numerics import Numerics
 from .optimizers import make_sgd, set_learning_rate, set_momentum
+from .pace import Pace
 from .recipes.recipe import Recipe, StageOptions
 from .recipes.schedule import learning_rate, momentum
 from .record import Best, Counters, Record
@@ -113,7 +114,7 @@ class Run:
         self.best: Best | None = None
         self.collapse, self.nonfinite = CollapseHistory(), NonFiniteHistory()
         self._until: tuple[Numerics, int] | None = None  # until some step: of a checkpoint, or in another execution
-        self.images_per_second = 0.0  # of the newest epoch, without evaluation and saving
+        self.pace = Pace()
 
     @property
     def seed(self) -> int:

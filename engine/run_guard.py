@@ -13,7 +13,20 @@ from .checkpoint import Checkpoint
 from .checkpoint_folder import not_finite
 from .errors import CheckpointError, Collapsed, Diverged, NotFinite
 from .evaluation import evaluate_net
-from .guard import IN_WINDOW, MOST, MOST_ROLLBACKS, WINDOW, Answer, CollapseHistory, Place, Signs, Wires, trip_wires
+from .guard import (
+    IN_A_ROW,
+    IN_WINDOW,
+    MOST,
+    MOST_ROLLBACKS,
+    WINDOW,
+    Answer,
+    CollapseHistory,
+    NonFiniteHistory,
+    Place,
+    Signs,
+    Wires,
+    trip_wires,
+)
 from .run import Run
 from .run_folder import RunFolder
 
@@ -25,11 +38,12 @@ class GoBack(Exception):
         why: in a few words.
         place: where that began.
         collapsed: by catastrophic overfitting, so that other random numbers are wanted than those that led there.
+        before: how many steps of the run had been made when it began.
     """
 
-    def __init__(self, why: str, place: Place, *, collapsed: bool) -> None:
+    def __init__(self, why: str, place: Place, *, collapsed: bool, before: int) -> None:
         super().__init__(why)
-        self.place, self.collapsed = place, collapsed
+        self.place, self.collapsed, self.before = place, collapsed, before
 
 
 class RunGuard:
@@ -62,7 +76,9 @@ class RunGuard:
                 f"epoch {run.at.epoch + 1}, until step {run.at.step}: a loss or a gradient was not finite, "
                 f"{run.nonfinite.steps} of {run.at.total} steps left out"
             )
-        self._follow(answer, place, "losses or gradients are not finite")
+        if answer != "go on":
+            before = run.nonfinite.recent[-1] + 1 - IN_A_ROW
+            raise self._answered(answer, place, "losses or gradients are not finite", before=before)
 
     def check_weights(self) -> None:
         """Before a save or a probe: the trained weights are finite.
@@ -71,18 +87,23 @@ class RunGuard:
             GoBack: they are not.
             Diverged: nor were they the last time.
         """
-        name = not_finite(dict(self.run.net.state_dict()))
+        run = self.run
+        average = {} if run.average is None else run.average.net.state_dict()  # of the same names as the trained net
+        kept = {f"average/{name}": tensor for name, tensor in average.items()}
+        name = not_finite({**run.net.state_dict(), **kept, **run.tensors()})
         if name is not None:
-            self.run.nonfinite, answer, place = self.run.nonfinite.back(self._here)
-            self._follow(answer, place, f"'{name}' is not finite")
+            raise self.turned_bad(f"'{name}' is not finite")
 
-    def diverged(self, what: str, place: Place | None = None) -> Diverged:
-        """The error that ends a run whose numbers are not finite, by default where it is."""
-        epoch, step = place or self._here
-        return Diverged(
-            f"training diverged in epoch {epoch + 1}, step {step} ({what}): lower --optimizer.lr (now "
-            f"{self.run.recipe.optimizer.lr:g}) with another --out; {self.folder.path} keeps the checkpoints before it"
-        )
+    def turned_bad(self, what: str) -> GoBack | Diverged:
+        """What to raise where the run's numbers are found not to be finite, or too large to be of use.
+
+        The place of it is where the first step was left out, if the newest ones were: when somebody looks, as the clock
+        of the saves makes him, is not to decide whether it is the same place again.
+        """
+        run, row = self.run, self.run.nonfinite.row
+        place = Place(run.at.epoch, max(0, run.at.step - row))
+        run.nonfinite, answer, place = run.nonfinite.back(place)
+        return self._answered(answer, place, what, before=run.at.total - row)
 
     @property
     def wire_due(self) -> bool:
@@ -109,13 +130,17 @@ class RunGuard:
             train=train,
             train_before=before.train,
         )
-        run.collapse = before.probed(signs.pgd, train, wire=True, right=right, images=images)
-        if signs.suspicious:
+        looked = before.looked
+        if self._worth_a_look(signs, wires.images):
             with run.execution.numerics():
                 run.renew_statistics()
             pgd = self._accuracy(run.evaluated, "pgd-10", MOST)
             highest = before.highest_of_wires if before.highest is None else before.highest
             self._judge(replace(signs, pgd=pgd, highest=highest), MOST)
+            looked = run.at.epoch
+        # Last: a wire at which reading images failed was none.
+        after = run.collapse.probed(signs.pgd, train, wire=True, right=right, images=images)
+        run.collapse = replace(after, looked=looked)
 
     def held_out(self, pgd: float) -> None:
         """Takes an epoch's held-out PGD-10 accuracy, in percent, for a probe.
@@ -128,28 +153,30 @@ class RunGuard:
         run, before = self.run, self.run.collapse
         _, _, train = self._trained_since(before)
         signs = Signs(pgd=pgd, fgsm=None, highest=before.highest, train=train, train_before=before.train)
-        self._judge(signs, len(run.selecting))
+        signs = self._judge(signs, len(run.selecting))
         after = run.collapse.probed(pgd, train, wire=False, right=0.0, images=0.0)
         run.collapse = replace(after, good=run.at.total) if signs.healthy else after
 
     def roll_back(self, needed: GoBack) -> None:
-        """Puts the run back: to its newest checkpoint, or to the newest one from before it overfitted; else to its
-        beginning.
+        """Puts the run back: to its newest checkpoint from before steps were bad, or before it overfitted; else to its
+        beginning. The time of what is given up stays counted.
         """
         run, store, place = self.run, self.folder.store, needed.place
-        wall, nonfinite = run.at.wall_seconds, run.nonfinite
+        spent, nonfinite = run.at, run.nonfinite
         rollbacks = run.collapse.rollbacks + needed.collapsed
-        found = self._good() if needed.collapsed else store.latest()
+        found = self._good() if needed.collapsed else self._before(needed.before)
         if found is None:
             run.begin_anew()
         else:
             run.restore(found)
         seen = CollapseHistory() if found is None else found.record.collapse
+        restored = NonFiniteHistory() if found is None else found.record.nonfinite
         run.follow(replace(seen, rollbacks=rollbacks))
         run.watch.read()  # of steps that are given up
-        run.nonfinite, run.at.wall_seconds = nonfinite, wall
-        if needed.collapsed:  # what was saved on the way into it must not be taken for the newest
-            store.prune(keep=set() if found is None else {run.at.total, *([run.best.step] if run.best else [])})
+        run.nonfinite = nonfinite.put_back(restored, total=run.at.total)
+        run.at.wall_seconds, run.at.step_seconds = spent.wall_seconds, spent.step_seconds
+        # What was saved on the way into it must not be taken for the newest.
+        store.prune(keep=set() if found is None else {step for step in store.steps() if step <= run.at.total})
         self.folder.truncate_log(run.at.epoch)
         self._note("rollback", str(needed), place, to_step=run.at.total)
         where = "its beginning" if found is None else f"epoch {run.at.epoch + 1}, step {run.at.step}"
@@ -160,14 +187,21 @@ class RunGuard:
     def _here(self) -> Place:
         return Place(self.run.at.epoch, self.run.at.step)
 
-    def _follow(self, answer: Answer, place: Place, what: str) -> None:
-        if answer == "stop":
-            often = len(self.run.nonfinite.recent) >= IN_WINDOW
-            how = f"in {IN_WINDOW} of {WINDOW:,} steps" if often else "again after going back"
-            self._note("stop", f"{what} {how}", place)
-            raise self.diverged(f"{what} {how}", place)
+    def _answered(self, answer: Answer, place: Place, what: str, *, before: int) -> GoBack | Diverged:
         if answer == "go back":
-            raise GoBack(what, place, collapsed=False)
+            return GoBack(what, place, collapsed=False, before=before)
+        often = len(self.run.nonfinite.recent) >= IN_WINDOW
+        why = f"{what} {f'in {IN_WINDOW} of {WINDOW:,} steps' if often else 'again after going back'}"
+        self._note("stop", why, place)
+        advice = f"lower --optimizer.lr (now {self.run.recipe.optimizer.lr:g}) with another --out"
+        if self.run.classifier.scaler.at_floor:
+            advice = f"gradients overflow fp16, use --execution.precision bf16 or fp32, or {advice}"
+        elif not often:
+            advice += ", or, if losses were healthy until then, check images and memory and repeat the command"
+        return Diverged(
+            f"training diverged in epoch {place.epoch + 1}, step {place.step} ({why}): {advice}; "
+            f"{self.folder.path} keeps the checkpoints before it"
+        )
 
     def _wires(self) -> Wires | None:
         run = self.run
@@ -183,7 +217,7 @@ class RunGuard:
         """Of the first so many held-out images, under the evaluation's own attack; in percent.
 
         Raises:
-            Diverged: the net's outputs are not finite.
+            GoBack, Diverged: the net's outputs are not finite.
         """
         run, split = self.run, self.run.selecting
         part = split.take(torch.arange(min(images, len(split)), device=run.device))
@@ -200,13 +234,28 @@ class RunGuard:
                 quiet=True,
             )
         except NotFinite:
-            raise self.diverged("held-out outputs are not finite") from None
+            raise self.turned_bad("held-out outputs are not finite") from None
         finally:
             run.net.train()
         return found.accuracy[attack]
 
-    def _judge(self, signs: Signs, images: int) -> None:
+    def _worth_a_look(self, signs: Signs, images: int) -> bool:
+        """Whether a trip wire saw enough for a second look, which costs as much as many wires.
+
+        FGSM on its own images, which is cheap, must confirm what alone is often mere learning or chance. There is one
+        look an epoch, and none where a warning is all that would follow and was given.
+        """
+        run, history = self.run, self.run.collapse
+        told = run.recipe.guard == "warn" and history.warned is not None
+        if not signs.suspicious or told or history.looked == run.at.epoch:
+            return False
+        return signs.alarm or replace(signs, fgsm=self._accuracy(run.net, "fgsm", images)).alarm
+
+    def _judge(self, signs: Signs, images: int) -> Signs:
         """Does what the recipe wants if these are signs of catastrophic overfitting; measures the missing one first.
+
+        Returns:
+            The signs with what was measured.
 
         Raises:
             GoBack, Collapsed: as `trip_wire`.
@@ -215,9 +264,10 @@ class RunGuard:
         if signs.suspicious and not signs.alarm:
             signs = replace(signs, fgsm=self._accuracy(run.evaluated, "fgsm", images))
         if not signs.alarm:
-            return
+            return signs
         if run.recipe.guard == "rollback" and history.rollbacks < MOST_ROLLBACKS:
-            raise GoBack(f"catastrophic overfitting ({signs})", self._here, collapsed=True)
+            why = f"catastrophic overfitting ({signs})"
+            raise GoBack(why, self._here, collapsed=True, before=run.at.total)
         if run.recipe.guard == "rollback":
             self._note("stop", str(signs), self._here)
             best = "no checkpoint" if run.best is None else f"its best checkpoint, of epoch {run.best.epoch}"
@@ -230,6 +280,15 @@ class RunGuard:
             run.collapse = replace(history, warned=epoch)
             self._note("warning", str(signs), self._here)
             console.line(f"epoch {epoch + 1}, step {run.at.step}: catastrophic overfitting ({signs})")
+        return signs
+
+    def _before(self, steps: int) -> Checkpoint | None:
+        """The newest whole checkpoint of at most so many steps; None if there is none."""
+        store = self.folder.store
+        found = store.latest(at_most=steps)
+        for rejected in store.rejected:
+            console.line(f"rejected: {rejected}")
+        return found
 
     def _good(self) -> Checkpoint | None:
         """The newest whole checkpoint that was healthy; None if there is none."""

@@ -20,6 +20,7 @@ from .errors import CheckpointError, NotFinite
 from .evaluation import evaluate_net
 from .evaluation.net_checks import check_net
 from .methods import Position
+from .mid_epoch import break_off, save_broken_off
 from .nonfinite import POLL_STEPS
 from .recipes.recipe import Recipe
 from .run import Run
@@ -37,15 +38,16 @@ class Outcome:
 
     folder: Path
     finished: bool  # all epochs are done
-    stopped: bool  # a signal asked for a stop; what is done is saved
+    stopped: bool  # a signal asked for a stop; what is done is saved, and what the guards have seen and done
     trained: bool  # this call did some of it
 
 
 def train(recipe: Recipe, out: Path | str, *, device: str = "auto", save_minutes: float = SAVE_MINUTES) -> Outcome:
     """Trains a recipe into a run folder; resumes by itself if the folder holds that run.
 
-    SIGINT or SIGTERM end it after the current step, saved; calling it again goes on from there, on a CPU bit for bit
-    with the same torch version and thread count (environment.json keeps them, and a difference is said).
+    SIGINT, SIGTERM or SIGUSR1 end it after the current step, saved; calling it again goes on from there, with the same
+    torch version and thread count bit for bit: on a CPU, and on a GPU with `execution.deterministic` (environment.json
+    keeps them, and a difference is said).
 
     Args:
         recipe: what to train; a preset of `recipes.PRESETS`, or `dataclasses.replace`d from one.
@@ -73,33 +75,34 @@ def train(recipe: Recipe, out: Path | str, *, device: str = "auto", save_minutes
         else:
             _ = run.loader  # images that cannot be read are refused before anything is written
             folder.create(recipe)
-        guard, trained = RunGuard(run, folder), False
+        guard, saved, trained = RunGuard(run, folder), run.at.total, False  # saved: where the run was then
         if run.at.epoch < recipe.epochs and not stop.requested:
             _prepare(run, stop)
             start = describe_environment(target, run.execution, loader=run.loader_choice.name)
             folder.note_start(start | ({"resumed": announce_resumption(run)} if run.at.total else {}))
-        while run.at.epoch < recipe.epochs and not stop.requested:
+        # A stop that comes when something is unsaved waits for one more step, and for its save.
+        while run.at.epoch < recipe.epochs and not (stop.requested and (saved == run.at.total or run.unprepared)):
             if run.unprepared:  # a stage with images of another size has begun
                 _prepare(run, stop)
                 continue
-            began, saved, trained = time.perf_counter(), run.at.total, True
+            began, trained = time.perf_counter(), True
             try:
                 with run.execution.numerics():
                     ended = train_epoch(
                         run, poll=guard.poll, pause=lambda: stop.requested or clock.due or guard.wire_due
                     )
-                save = ended or stop.requested or clock.due
                 if ended:
                     end_epoch(run, guard, folder, began)
-                else:
-                    break_off(run, guard, folder, began, save=save)
-                if save:
+                if ended or break_off(run, guard, folder, began, stop=stop, clock=clock):
                     clock.renew()
+                    saved = run.at.total
             except GoBack as needed:
+                run.at.wall_seconds += time.perf_counter() - began
                 guard.roll_back(needed)
+                saved = -1  # no checkpoint knows of it yet
             except DataError:  # its loader gave up between two steps: what was trained is whole
                 if run.at.total > saved:
-                    _save_broken_off(run, folder, began)
+                    save_broken_off(run, guard, folder, began)
                 raise
     finished = run.at.epoch == recipe.epochs
     return Outcome(folder.path, finished=finished, stopped=stop.requested, trained=trained)
@@ -142,37 +145,8 @@ def train_epoch(run: Run, *, poll: Callable[[], object], pause: Callable[[], boo
         finally:
             seconds = time.perf_counter() - began
             at.step_seconds += seconds
-    run.images_per_second = (at.total - before) * run.batch_size / seconds
+    run.pace.add(at.epoch, images=(at.total - before) * run.batch_size, seconds=seconds)
     return at.step == length
-
-
-def break_off(run: Run, guard: RunGuard, folder: RunFolder, began: float, *, save: bool) -> None:
-    """In mid-epoch: the trip wire that lies here, if one does, and a checkpoint if one is wanted."""
-    if guard.wire_due:
-        guard.trip_wire()
-    if save:
-        guard.check_weights()
-        with run.execution.numerics():
-            run.renew_statistics()
-    run.at.wall_seconds += time.perf_counter() - began
-    if save:
-        run.save(folder.store)
-
-
-def _save_broken_off(run: Run, folder: RunFolder, began: float) -> None:
-    """Saves a run whose loader has failed, in mid-epoch or at its end."""
-    if run.average is not None:
-        run.close()  # the next batches are another loader's
-        try:
-            with run.execution.numerics():
-                run.renew_statistics()
-        except DataError:
-            console.line(
-                "the averaged weights are saved with older BatchNorm statistics: --checkpoint last is not to be "
-                "trusted before the run goes on"
-            )
-    run.at.wall_seconds += time.perf_counter() - began
-    run.save(folder.store)
 
 
 def end_epoch(run: Run, guard: RunGuard, folder: RunFolder, began: float) -> None:
@@ -180,7 +154,7 @@ def end_epoch(run: Run, guard: RunGuard, folder: RunFolder, began: float) -> Non
     recipe, at, scaler = run.recipe, run.at, run.classifier.scaler
     loss, accuracy = run.tally.read()
     if not math.isfinite(loss):
-        raise guard.diverged(f"loss {loss:.3g}")
+        raise guard.turned_bad(f"loss {loss:.3g}")
     guard.check_weights()
     last_rate = run.learning_rate(at.step - 1)
     with run.execution.numerics():
@@ -198,7 +172,7 @@ def end_epoch(run: Run, guard: RunGuard, folder: RunFolder, began: float) -> Non
             quiet=True,
         ).accuracy
     except NotFinite:  # its weights are finite, and too large
-        raise guard.diverged("held-out outputs are not finite") from None
+        raise guard.turned_bad("held-out outputs are not finite") from None
     finally:
         run.net.train()
     guard.held_out(checked["pgd-10"])
@@ -235,7 +209,7 @@ def end_epoch(run: Run, guard: RunGuard, folder: RunFolder, began: float) -> Non
     console.line(
         f"epoch {at.epoch:>3}/{recipe.epochs}  loss {loss:.3f}  train {accuracy:5.1f} %  {recipe.select_on} clean "
         f"{checked['clean']:5.1f} %, pgd-10 {checked['pgd-10']:5.1f} %{' *' if best else '  '} "
-        f"{run.images_per_second:7.0f} images/s  {at.wall_seconds:5.1f} s"
+        f"{run.pace.images_per_second:7.0f} images/s  {at.wall_seconds:5.1f} s"
     )
     if stage is not None:
         console.line(f"from now on {stage.image_size}x{stage.image_size} images, {stage.batch_size} in a batch")

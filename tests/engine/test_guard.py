@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -96,6 +97,11 @@ def test_ten_in_a_thousand_end_the_run_and_ten_in_more_do_not() -> None:
     assert spread(112) == ("go on", IN_WINDOW - 1)  # 1,008 steps after: the first is forgotten
 
 
+def test_steps_that_are_given_up_count_no_more() -> None:
+    seen = NonFiniteHistory(steps=5, row=2, recent=(7, 9, 20), answered=(Place(0, 9),))
+    assert seen.put_back(NonFiniteHistory(row=1), total=9) == replace(seen, row=1, recent=(7,))
+
+
 def test_a_row_goes_on_from_one_epoch_to_the_next() -> None:
     history, answer, _ = NonFiniteHistory().after([True], at=Place(3, STEPS), total=4 * STEPS)
     assert answer == "go on"
@@ -161,7 +167,7 @@ def test_an_alarm_is_always_suspicious_before_fgsm_is_measured(
 def test_a_history_keeps_the_highest_of_its_kind_and_the_newest_training_accuracy() -> None:
     history = CollapseHistory().probed(30, 20, wire=False, right=0, images=0)
     history = history.probed(80, 25, wire=True, right=12, images=64).probed(20, None, wire=False, right=0, images=0)
-    assert (history.highest, history.highest_of_wires, history.train, history.probes) == (30, 80, 25, 3)
+    assert (history.highest, history.highest_of_wires, history.train) == (30, 80, 25)
     assert (history.right, history.images) == (0, 0)
 
 

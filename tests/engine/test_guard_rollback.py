@@ -30,11 +30,11 @@ def alarm(monkeypatch: pytest.MonkeyPatch, when: When) -> list[Place]:
     raised: list[Place] = []
     judge = RunGuard._judge
 
-    def judged(guard: RunGuard, signs: Signs, images: int) -> None:
+    def judged(guard: RunGuard, signs: Signs, images: int) -> Signs:
         if when(guard.run):
             raised.append(Place(guard.run.at.epoch, guard.run.at.step))
             signs = replace(signs, pgd=0.0, highest=50.0)
-        judge(guard, signs, images)
+        return judge(guard, signs, images)
 
     monkeypatch.setattr(RunGuard, "_judge", judged)
     return raised
@@ -144,7 +144,7 @@ def test_the_good_checkpoint_is_kept_as_long_as_it_is_wanted(
     monkeypatch.setattr(Run, "save", not_the_best)
     alarm(monkeypatch, lambda run: run.at.epoch == 2 and run.collapse.rollbacks == 0)
     train(recipe, tmp_path / "run", save_minutes=0)
-    assert seen == [{20, 40, 59}, {20, 40}]
+    assert seen == [{20, 40, 58, 59}, {20, 40}]
     (event,) = events(tmp_path / "run")
     assert event["to_step"] == 40
 
@@ -177,7 +177,7 @@ def test_a_warning_is_a_line_and_nothing_else(
     train(replace(recipe, guard="off"), tmp_path / "off")
     with monkeypatch.context() as patch:
         patch.setattr("hardfast.engine.run_guard.trip_wires", lambda **_: Wires(every=5, images=32))
-        patch.setattr(Signs, "suspicious", property(lambda self: self.pgd > 0))
+        patch.setattr(RunGuard, "_worth_a_look", lambda *_: True)
         raised = alarm(patch, lambda run: run.at.epoch == 1)
         train(replace(recipe, guard="warn"), tmp_path / "warn")
         assert raised == [Place(1, step) for step in (5, 10, 15, 20)]
@@ -219,7 +219,6 @@ def test_trip_wires_change_nothing_and_go_on_after_a_stop(
     trained = [line["train_accuracy"] for line in log_of(tmp_path / "unstopped")]
     assert [sum(shares) / 4 for shares in by_epoch] == pytest.approx(trained)  # each is that of five steps alone
     seen = RunFolder(tmp_path / "unstopped").checkpoint("last").record.collapse
-    assert seen.probes == 8
     assert seen.highest_of_wires is not None
     assert final_state(tmp_path / "unstopped") == final_state(tmp_path / "off")
     with monkeypatch.context() as patch:
@@ -249,7 +248,7 @@ def test_a_trip_wire_takes_a_run_back_in_mid_epoch(
     monkeypatch.setattr("hardfast.engine.run_guard.trip_wires", lambda **_: Wires(every=5, images=32))
     monkeypatch.setattr(RunGuard, "_accuracy", broken)
     train(recipe, tmp_path / "run")
-    assert asked == [("pgd-10", 32), ("pgd-10", 512), ("fgsm", 512)]
+    assert asked == [("pgd-10", 32), ("fgsm", 32), ("pgd-10", 512), ("fgsm", 512)]
     (event,) = events(tmp_path / "run")
     assert (event["event"], event["epoch"], event["step"], event["to_step"]) == ("rollback", 2, 10, 20)
     assert "FGSM 90.0 %" in event["why"]

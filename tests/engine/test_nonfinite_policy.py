@@ -11,12 +11,14 @@ import pytest
 import torch
 
 from hardfast.engine import Recipe, train
+from hardfast.engine.checkpoint import MODEL
 from hardfast.engine.errors import Diverged
+from hardfast.engine.guard import Wires
 from hardfast.engine.run import Run
 from hardfast.engine.run_folder import RunFolder
 from hardfast.engine.run_guard import RunGuard
 
-from .test_trainer import final_state
+from .test_trainer import StopAt, final_state
 
 Fault = Callable[[Run], None]
 
@@ -79,6 +81,7 @@ def test_damaged_weights_are_taken_back_from_the_last_checkpoint(
     assert [line["epoch"] for line in lines] == [1, 2]
     left_out = 20 - (step - 1) % 20  # from the fault to where the flags were read, at the epoch's end
     assert lines[-1]["nonfinite_steps"] == min(left_out, 3)  # the decision falls at the third
+    assert RunFolder(tmp_path / "run").checkpoint("last").record.nonfinite.recent == ()  # those steps were given up
 
 
 def test_a_fault_that_comes_again_ends_the_run(
@@ -184,4 +187,70 @@ def test_no_checkpoint_is_written_of_weights_that_are_not_finite(
     (event,) = events(tmp_path / "run")
     assert (event["event"], event["to_step"]) == ("rollback", 6)
     assert "is not finite" in str(event["why"])
+    assert final_state(tmp_path / "run") == straight
+
+
+def huge_weights(run: Run) -> None:
+    """Finite, and no output of theirs is."""
+    with torch.no_grad():
+        for parameter in run.net.parameters():
+            parameter.fill_(1e30)
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_nothing_that_was_saved_in_a_bad_row_is_gone_back_to(
+    stopped: bool, recipe: Recipe, straight: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its weights pass every check of a save, and lead into the fault again. A stop in the row keeps the one before."""
+    faults = Faults(monkeypatch, huge_weights, made={8}, at=set())
+    if stopped:
+        with monkeypatch.context() as patch:
+            patch.setattr("hardfast.engine.trainer.StopRequest", StopAt)
+            StopAt.countdown = 2 + 2 * 7 + 7 + 2
+            assert not train(recipe, tmp_path / "run", save_minutes=0).finished
+        assert RunFolder(tmp_path / "run").checkpoint("last").record.nonfinite.row > 0
+    assert train(recipe, tmp_path / "run", save_minutes=0).finished
+    assert faults.fired == [7]
+    (event,) = events(tmp_path / "run")
+    assert (event["event"], event["epoch"], event["step"], event["to_step"]) == ("rollback", 1, 7, 7)
+    assert final_state(tmp_path / "run") == straight
+
+
+@pytest.mark.parametrize("step", [5, 20])
+def test_weights_too_large_are_taken_back(
+    step: int, recipe: Recipe, straight: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Found by a trip wire, and by the check at an epoch's end."""
+    broken: list[int] = []
+    check = RunGuard.check_weights
+
+    def then_broken(guard: RunGuard) -> None:
+        check(guard)
+        if guard.run.at.total == 20 + step and not broken:
+            broken.append(step)
+            huge_weights(guard.run)
+
+    monkeypatch.setattr("hardfast.engine.run_guard.trip_wires", lambda **_: Wires(every=5, images=32))
+    monkeypatch.setattr(RunGuard, "check_weights", then_broken)
+    assert train(recipe, tmp_path / "run").finished
+    assert broken == [step]
+    (event,) = events(tmp_path / "run")
+    assert (event["event"], event["step"], event["to_step"]) == ("rollback", step, 20)
+    assert final_state(tmp_path / "run") == straight
+
+
+def test_a_damaged_checkpoint_is_named_when_a_run_goes_back(
+    recipe: Recipe, straight: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = RunFolder(tmp_path / "run").store.path(20)
+
+    def damaged_too(run: Run) -> None:
+        (path / MODEL).write_bytes(b"\0" * 100)
+        nan_in_a_weight(run)
+
+    faults = Faults(monkeypatch, damaged_too, made={27}, at=set())
+    assert train(recipe, tmp_path / "run").finished
+    assert faults.fired == [26]
+    assert capsys.readouterr().out.count(f"rejected: {path}") == 1
+    assert events(tmp_path / "run")[0]["to_step"] == 0
     assert final_state(tmp_path / "run") == straight
