@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,14 +32,17 @@ def test_a_file_that_another_takes_the_place_of_while_it_is_read(
     content = written(tmp_path / f"real-{name}", 1.0)
     path, fired = tmp_path / name, []
     path.symlink_to(tmp_path / f"real-{name}")  # as caches of downloads have it
-    for module, reader in ((torch, "load"), (safetensors.torch, "load"), (safetensors.torch, "load_file")):
 
-        def replaced(*words: Any, real: Any = getattr(module, reader), **options: Any) -> Any:
-            found = real(*words, **options)
+    def replacing(read: Callable[..., Any]) -> Callable[..., Any]:
+        def replaced(*words: Any, **options: Any) -> Any:
+            found = read(*words, **options)
             fired.append(path.write_bytes(other))
             return found
 
-        monkeypatch.setattr(module, reader, replaced)
+        return replaced
+
+    for module, reader in ((torch, "load"), (safetensors.torch, "load"), (safetensors.torch, "load_file")):
+        monkeypatch.setattr(module, reader, replacing(getattr(module, reader)))
     first = read_weight_file(path)
     assert len(fired) == 1
     assert (first.tensors["w"][0], first.sha256) == (1.0, hashlib.sha256(content).hexdigest())
