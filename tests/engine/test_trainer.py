@@ -119,7 +119,7 @@ VARIANTS = {
     ("name", "after"),
     [
         # After the first step, in mid-epoch, on an epoch's last step, and in the next epoch.
-        *[("fgsm-sdi", after) for after in (2, 13, 18, 21, 33)],
+        *[("fgsm-sdi", after) for after in (3, 13, 18, 21, 33)],
         *[(name, 33) for name in METHODS if name != "fgsm-sdi"],
         *[(name, after) for name in VARIANTS for after in (13, 21, 33)],
     ],
