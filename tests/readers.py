@@ -17,6 +17,7 @@ import os
 import pickle
 import random
 import resource
+import signal
 import subprocess
 import sys
 import time
@@ -27,6 +28,7 @@ from typing import Any
 
 MEMORY = 768 << 20  # bytes beyond what the program has when it forks
 SECONDS = 5  # of the processor; a request may allow fewer
+LONGEST = 300  # seconds; a reader that still runs then waits for something that does not come
 SHAPES = {"a": [16, 8], "b": [40], "c": [2, 3, 4]}
 
 
@@ -147,8 +149,11 @@ READERS: dict[str, Callable[[Path], object]] = {
 }
 
 
-def fuzz(path: Path, seed: int, count: int) -> dict[str, int]:
-    """Reads so many damaged .safetensors files, made in memory; how many were refused, and how many were none.
+def fuzz(path: Path, seed: int, count: int) -> dict[str, float]:
+    """Reads so many damaged .safetensors files, made in memory, each in SECONDS or the system ends this process.
+
+    Returns:
+        How many were refused, how many were none, and the seconds of the processor that the slowest took.
 
     Raises:
         AssertionError: one was refused by anything but a CheckpointError of one line.
@@ -158,9 +163,11 @@ def fuzz(path: Path, seed: int, count: int) -> dict[str, int]:
     from hardfast.engine.weight_file import read_weight_file
 
     draw = random.Random(seed)
-    told = {"refused": 0, "read": 0}
+    told: dict[str, float] = {"refused": 0, "read": 0, "slowest": 0.0}
     for number in range(count):
         path.write_bytes(damaged(draw))
+        signal.setitimer(signal.ITIMER_PROF, SECONDS)  # its signal, SIGPROF, is nobody's here
+        began = time.process_time()
         try:
             read_weight_file(path) if number % 2 else load_verified(path, None)
             told["read"] += 1
@@ -169,6 +176,8 @@ def fuzz(path: Path, seed: int, count: int) -> dict[str, int]:
             told["refused"] += 1
         except BaseException as error:
             raise AssertionError(f"{seed}/{number}: {error!r}") from error
+        told["slowest"] = max(told["slowest"], time.process_time() - began)
+    signal.setitimer(signal.ITIMER_PROF, 0)
     return told
 
 
@@ -251,6 +260,7 @@ def main() -> None:
         result, inside = os.pipe()
         pid = os.fork()
         if pid == 0:
+            signal.alarm(LONGEST)
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
             os.write(inside, json.dumps(answer(json.loads(line))).encode())
             os._exit(0)

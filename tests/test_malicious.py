@@ -17,7 +17,7 @@ from hardfast.engine.checkpoint import MODEL, CheckpointStore
 from .engine.store_writer import content, record
 from .malicious import BOMBS, PICKLES
 from .night import figure, tries
-from .readers import MEMORY, readers
+from .readers import MEMORY, SECONDS, readers
 
 AREA = "malicious pickles, archive bombs, header fuzz"
 BATCH = 1000
@@ -70,6 +70,7 @@ def test_damaged_headers(tmp_path: Path) -> None:
         assert told["ended"] == 0, told
         assert told["type"] == "", told
         assert told["refused"] + told["read"] == BATCH
+        assert told["slowest"] < SECONDS, told
         refused += told["refused"]
     assert refused > tried * 0.8
     figure(AREA, tried=tried, held=tried, note="headers of .safetensors")

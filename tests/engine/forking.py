@@ -2,8 +2,8 @@
 
 What runs in a fork is the command itself, from the parsing of its words on, in a process of its own that can be killed.
 Requests and answers are a line of JSON each, on standard input and output: `argv` and `output` start one and are
-answered by its `pid`; `wait` is answered by its `code` as `subprocess` has it, null if it must not be waited for and
-still runs.
+answered by its `pid`; `wait`, a pid, is answered by its `code` as `subprocess` has it, null if it still runs. No answer
+waits for anything.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def main() -> None:
                 _run(request["argv"], Path(request["output"]), cli)
             answer = {"pid": pid}
         else:
-            found, status = os.waitpid(request["wait"], 0 if request["long"] else os.WNOHANG)
+            found, status = os.waitpid(request["wait"], os.WNOHANG)
             answer = {"code": os.waitstatus_to_exitcode(status) if found else None}
         print(json.dumps(answer), flush=True)
 

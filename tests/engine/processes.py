@@ -32,11 +32,18 @@ class Process(Protocol):
     pid: int
     output: Path  # what it prints, both streams
 
+    @property
+    def code(self) -> int | None:
+        """Its exit code, negative if a signal ended it; None until `poll` or `wait` has learnt of its end."""
+
     def poll(self) -> int | None:
-        """Its exit code, negative if a signal ended it; None while it runs."""
+        """The same, None only while it runs."""
 
     def wait(self) -> int:
-        """The same, once it has ended."""
+        """The same, once it has ended; AssertionError if it has to be killed because it does not end."""
+
+
+_started: list[Process] = []
 
 
 class Executed:
@@ -54,12 +61,17 @@ class Executed:
                 start_new_session=True,
             )
         self.pid = self._process.pid
+        _started.append(self)
+
+    @property
+    def code(self) -> int | None:
+        return self._process.returncode
 
     def poll(self) -> int | None:
         return self._process.poll()
 
     def wait(self) -> int:
-        return self._process.wait(LONGEST)
+        return _end_of(self)
 
 
 class Forked:
@@ -67,22 +79,18 @@ class Forked:
 
     def __init__(self, forge: subprocess.Popen[str], argv: list[str], output: Path) -> None:
         self._forge, self.output = forge, output
-        self._code: int | None = None
+        self.code: int | None = None
         output.write_bytes(b"")  # what an earlier process said may not be taken for its words
         self.pid = self._ask(argv=argv, output=str(output))["pid"]
+        _started.append(self)
 
     def poll(self) -> int | None:
-        return self._ended(long=False)
+        if self.code is None:
+            self.code = self._ask(wait=self.pid)["code"]
+        return self.code
 
     def wait(self) -> int:
-        code = self._ended(long=True)
-        assert code is not None
-        return code
-
-    def _ended(self, *, long: bool) -> int | None:
-        if self._code is None:
-            self._code = self._ask(wait=self.pid, long=long)["code"]
-        return self._code
+        return _end_of(self)
 
     def _ask(self, **request: Any) -> dict[str, Any]:
         assert self._forge.stdin is not None
@@ -96,6 +104,26 @@ class Forked:
 Start = Callable[[list[str], Path], Process]
 
 
+def _end_of(process: Process) -> int:
+    """Its exit code; one that does not end is killed, and is an error."""
+    deadline = time.monotonic() + LONGEST
+    while (code := process.poll()) is None:
+        if time.monotonic() > deadline:
+            send(process, signal.SIGKILL)
+            raise AssertionError(f"did not end in {LONGEST:.0f} s: {process.output.read_text()}")
+        time.sleep(0.005)
+    return code
+
+
+def kill_started() -> None:
+    """Kills what a test has started and not waited for, as it does where it fails."""
+    while _started:
+        process = _started.pop()
+        if process.poll() is None:
+            send(process, signal.SIGKILL)
+            process.wait()
+
+
 @cache
 def _forge() -> subprocess.Popen[str]:
     forge = subprocess.Popen(
@@ -105,7 +133,7 @@ def _forge() -> subprocess.Popen[str]:
         text=True,
         env=os.environ | ONE_THREAD,
     )
-    atexit.register(forge.communicate)  # its input ends, so it does
+    atexit.register(forge.kill)
     return forge
 
 
@@ -125,18 +153,22 @@ def finished(process: Process, code: int = 0) -> str:
 
 def wait_until(seen: Callable[[], bool], process: Process, *, pause: float = 0.001) -> bool:
     """Waits for something that can be seen from outside; False if the process ended before."""
-    deadline = time.monotonic() + LONGEST
+    asked = time.monotonic()
+    deadline = asked + LONGEST
     while not seen():
-        if process.poll() is not None:
-            return False
-        assert time.monotonic() < deadline, process.output.read_text()
+        now = time.monotonic()
+        assert now < deadline, process.output.read_text()
+        if now > asked + 0.02:  # not every time: what is waited for may last a millisecond
+            if process.poll() is not None:
+                return False
+            asked = now
         time.sleep(pause)
     return True
 
 
 def send(process: Process, number: signal.Signals) -> None:
-    """A signal to a process, unless it has ended."""
-    if process.poll() is None:
+    """A signal to a process, unless its end is known: without asking, which takes time that a save may not."""
+    if process.code is None:  # so its number is still its own, even if it has ended
         os.kill(process.pid, number)
 
 
@@ -146,9 +178,14 @@ def newest_step(run: Path) -> int:
     return max((int(name.removeprefix("step-")) for name in names if re.fullmatch(r"step-\d{8}", name)), default=0)
 
 
-def half_written(run: Path) -> list[Path]:
+def half_written(run: Path) -> set[Path]:
     """Checkpoints that are being written, or were when their process was killed."""
-    return list((run / "checkpoints").glob("*.tmp-*"))
+    return set((run / "checkpoints").glob("*.tmp-*"))
+
+
+def resumption(step: int, epoch_steps: int) -> str:
+    """What a process says that goes on from a checkpoint of this step."""
+    return f"resuming at epoch {step // epoch_steps + 1}, step {step % epoch_steps}:"
 
 
 def state_hash(run: Path) -> str:

@@ -32,6 +32,7 @@ from torch import Tensor
 WRAPPED = ("mkdir", "open", "write", "fsync", "close", "rename", "unlink", "rmdir")
 NOBODY = 65534  # a user without rights
 ENDED_BY_KILL = -signal.SIGKILL
+LONGEST = 120  # seconds; a writer that still runs then is stuck, and ended by the system
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +118,9 @@ class Writers:
         Path(request.notes).mkdir(exist_ok=True, parents=True)
         self._program.stdin.write(json.dumps(asdict(request)) + "\n")
         self._program.stdin.flush()
-        return int(self._program.stdout.readline())
+        code = int(self._program.stdout.readline())
+        assert code != -signal.SIGALRM, f"a writer was stuck: {request}"
+        return code
 
 
 @cache
@@ -264,6 +267,7 @@ def main() -> None:
     for line in sys.stdin:
         pid = os.fork()
         if pid == 0:
+            signal.alarm(LONGEST)
             code = 1
             try:
                 write(Request(**json.loads(line)))

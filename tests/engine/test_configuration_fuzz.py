@@ -393,6 +393,7 @@ def test_real_processes(tmp_path: Path) -> None:
                 capture_output=True,
                 text=True,
                 errors="replace",
+                timeout=300,
             )
             assert done.returncode == 2, done.stderr[-300:]
             assert done.stderr.startswith("hardfast: ") and done.stderr.count("\n") == 1

@@ -5,18 +5,26 @@ from __future__ import annotations
 import json
 import shutil
 import signal
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from .processes import Process, finished, forked, send, wait_until
+from .processes import Process, finished, forked, kill_started, send, wait_until
 
 pytest.importorskip("tyro")
 pytest.importorskip("sklearn")
 pytest.importorskip("pyautoattack")
 
 STAGES = ("clean", "apgd-ce", "apgd-t", "fab-t", "square")
+
+
+@pytest.fixture(autouse=True)
+def _nothing_left() -> Iterator[None]:
+    yield
+    kill_started()
 
 
 def attacked(run: Path) -> Process:
@@ -28,8 +36,9 @@ def attacked(run: Path) -> Process:
 def progress(run: Path) -> dict[str, Any]:
     """What lies on disk of it; nothing done where nothing does."""
     for path in (run / "evaluations").glob("partial-aa-*.json"):
-        found: dict[str, Any] = json.loads(path.read_text())["progress"]
-        return found
+        with suppress(FileNotFoundError):  # the attack has ended meanwhile
+            found: dict[str, Any] = json.loads(path.read_text())["progress"]
+            return found
     return {"stage": 0, "done": 0, "seconds": 0.0}
 
 

@@ -151,7 +151,7 @@ def file_system(place: Path, size: str) -> Iterator[Path]:
     place.mkdir()
     words = ["mount", "-t", "tmpfs", "-o", f"size={size},mode=755", "tmpfs", str(place)]
     try:
-        done = subprocess.run(words, capture_output=True, text=True)
+        done = subprocess.run(words, capture_output=True, text=True, timeout=60)
     except FileNotFoundError:
         pytest.skip("there is no command `mount`")
     if done.returncode:
@@ -159,7 +159,7 @@ def file_system(place: Path, size: str) -> Iterator[Path]:
     try:
         yield place
     finally:
-        subprocess.run(["umount", str(place)], check=True)
+        subprocess.run(["umount", str(place)], check=True, timeout=60)
 
 
 def test_a_disk_that_is_full(tmp_path: Path) -> None:
@@ -174,7 +174,7 @@ def test_a_disk_that_is_full(tmp_path: Path) -> None:
             assert latest is not None
             assert latest.record.at.total == 1
             assert [path.name for path in folder.iterdir()] == ["step-00000001"]
-            subprocess.run(["mount", "-o", "remount,size=1m", str(disk)], check=True)
+            subprocess.run(["mount", "-o", "remount,size=1m", str(disk)], check=True, timeout=60)
             check_next_save(folder, f"{number} pages")
     figure(AREA, tried=len(pages), held=len(pages), fired=len(pages), note="full file systems")
 
@@ -183,11 +183,11 @@ def test_a_disk_that_is_read_only(tmp_path: Path) -> None:
     with file_system(tmp_path / "disk", "1m") as disk:
         folder, notes = disk / "checkpoints", tmp_path / "notes"
         before = prepared(folder, notes)
-        subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+        subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True, timeout=60)
         assert writers().run(Request(folder=str(folder), notes=str(notes), first=3, last=3)) == 0
         check_error(notes, folder, errno.EROFS, "read-only")
         assert state_of(folder) == before
-        subprocess.run(["mount", "-o", "remount,rw", str(disk)], check=True)
+        subprocess.run(["mount", "-o", "remount,rw", str(disk)], check=True, timeout=60)
         check_next_save(folder, "read-only")
     figure(AREA, tried=1, held=1, fired=1, note="a read-only file system")
 
@@ -227,7 +227,7 @@ def test_training_on_a_disk_that_fills_up(tmp_path: Path) -> None:
     with file_system(tmp_path / "disk", "1m") as disk:  # for one checkpoint of 0.7 MB
 
         def train() -> subprocess.CompletedProcess[str]:
-            return subprocess.run(command, cwd=disk, env=environment, capture_output=True, text=True)
+            return subprocess.run(command, cwd=disk, env=environment, capture_output=True, text=True, timeout=300)
 
         done = train()
         assert done.returncode == 2, done.stderr
@@ -241,7 +241,7 @@ def test_training_on_a_disk_that_fills_up(tmp_path: Path) -> None:
         assert not store.rejected
         assert len(list(store.folder.iterdir())) == 1
         if NIGHT:
-            subprocess.run(["mount", "-o", "remount,size=8m", str(disk)], check=True)
+            subprocess.run(["mount", "-o", "remount,size=8m", str(disk)], check=True, timeout=60)
             done = train()
             assert done.returncode == 0, done.stderr
             assert "resuming at epoch 2" in done.stdout + done.stderr
