@@ -133,7 +133,8 @@ def _forge() -> subprocess.Popen[str]:
         text=True,
         env=os.environ | ONE_THREAD,
     )
-    atexit.register(forge.kill)
+    atexit.register(forge.wait)
+    atexit.register(forge.kill)  # which comes first
     return forge
 
 
