@@ -20,12 +20,12 @@ import torch
 
 from ..engine import console
 from ..engine.environment import choose_device, describe_environment, gpu_state
-from ..engine.errors import UsageError
 from ..engine.execution import ExecutionOptions, Mode, Precision, choose_execution
 from ..engine.models import ModelName
+from ..engine.output_files import check_places
 from .growth_points import AXES, Axis, Times, points_of, time_workloads, timed_as
-from .rows import check_places, place_columns, write_rows
-from .timing import Spread
+from .rows import place_columns, write_rows
+from .timing import Spread, check_rounds
 from .units import TABLE_II_K, TABLE_II_MINUTES, generator_share, modelled_over, modelled_over_plain
 from .variants import Variant, Workload
 
@@ -99,8 +99,7 @@ def bench_growth(
     )
     rounds = ROUNDS[place.type] if rounds is None else rounds
     points = points_of(base, axes, values or {}, place.type)
-    if rounds < 2:
-        raise UsageError(f"--rounds is {rounds}: percentiles need at least 2")
+    check_rounds(rounds)
     check_places(csv=csv, json=json, png=png)
     options = ExecutionOptions(mode=mode, precision=precision or _precision(place))
     variant = Variant(name="fgsm-sdi", mode=choose_execution(options, place).mode, precision=options.precision)

@@ -21,9 +21,10 @@ import torch
 from ..engine import console
 from ..engine.environment import choose_device, describe_environment, gpu_state
 from ..engine.errors import UsageError
+from ..engine.output_files import check_places
 from .kernel_cases import CASES, Case, Problem, Shape
-from .rows import check_places, place_columns, write_rows
-from .timing import GraphTimer, Rotation, Spread, interleaved, wall_seconds
+from .rows import place_columns, write_rows
+from .timing import GraphTimer, Rotation, Spread, check_rounds, interleaved, wall_seconds
 
 GPU_SHAPES, CPU_SHAPES = ("128x32", "512x32", "1024x32", "128x64", "64x224"), ("16x32",)
 GPU_ROUNDS, CPU_ROUNDS, WARMUP = 50, 20, 3
@@ -89,8 +90,7 @@ def bench_kernels(
     if on_gpu and os.environ.get("TRITON_INTERPRET") == "1":
         raise UsageError("TRITON_INTERPRET=1 puts Triton's interpreter in place of its compiler: unset it")
     rounds = (GPU_ROUNDS if on_gpu else CPU_ROUNDS) if rounds is None else rounds
-    if rounds < 2:
-        raise UsageError(f"--rounds is {rounds}: percentiles need at least 2")
+    check_rounds(rounds)
     cases = _cases(kernels)
     wanted = [_shape(word) for word in dict.fromkeys(shapes or (GPU_SHAPES if on_gpu else CPU_SHAPES))]
     check_places(csv=csv, json=json)

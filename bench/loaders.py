@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Sequence
@@ -14,11 +15,12 @@ from ..engine.environment import choose_device, describe_environment
 from ..engine.errors import UsageError
 from ..engine.execution import Precision
 from ..engine.models import ModelName
+from ..engine.output_files import check_places
 from .loader_candidates import LOADERS, LoaderName, candidates, prepared_images, why_left_out
 from .loader_rows import MOST_PADDED, LoaderRow, columns, table
 from .loader_timing import time_loaders
 from .photographs import why_no_photographs
-from .rows import check_places, write_rows
+from .rows import write_rows
 from .variants import CHANNELS, Workload, check_workload
 
 SIZES = (32, 64, 128, 224)
@@ -101,6 +103,8 @@ def bench_loaders(
         raise UsageError(f"--runs is {runs}: intervals need at least 2")
     if workers is not None and workers < 0:
         raise UsageError(f"--workers must not be negative, not {workers}")
+    if not 0 < run_seconds < math.inf:
+        raise UsageError(f"--run-seconds must be a positive number, not {run_seconds}")
     for workload in workloads:
         if workload.image_size < 1:
             raise UsageError(f"--sizes must be at least 1, not {workload.image_size}")

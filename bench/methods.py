@@ -19,13 +19,13 @@ from ..engine.evaluation import LIBRARY_ATTACKS, evaluate, identity
 from ..engine.evaluation.autoattack import check_available
 from ..engine.evaluation.files import run_files
 from ..engine.methods import FgsmSdiOptions, Position, method_options
+from ..engine.output_files import check_places
 from ..engine.recipes.recipe import Recipe
 from ..engine.run import Run
 from ..engine.run_folder import RunFolder, Which
 from ..engine.tables.compare import mean_and_deviation
 from ..engine.trainer import train
 from ..loaders import open_dataset
-from .rows import check_places
 from .timing import Spread, interleaved_seconds, paired_ratio
 
 ROUNDS, WARMUP = 20, 3

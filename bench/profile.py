@@ -20,6 +20,7 @@ from ..engine.environment import choose_device, describe_environment, gpu_state,
 from ..engine.errors import UsageError
 from ..engine.execution import Mode
 from ..engine.methods import FgsmSdiOptions, Position
+from ..engine.output_files import check_places
 from ..engine.phases import observed_by, phase
 from ..engine.recipes.recipe import Recipe
 from ..engine.run import Run
@@ -29,7 +30,7 @@ from .ledger import Calls, Entry, Kind, KindName, Rounds, ledger, rows, table
 from .phase_timers import OTHER, EventTimer, PhaseTimer, WallTimer, external_events
 from .profile_plot import draw
 from .roofline import Call, CallCounter, Machine, count_forward, measure_machine
-from .rows import check_places, place_columns, write_rows
+from .rows import place_columns, write_rows
 
 STEPS = {"cuda": 50, "cpu": 20}
 WARMUP, TRACED = 2, 2

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv as csv_files
 import io
 import json as json_files
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,6 @@ from typing import Any
 import torch
 import triton
 
-from ..engine.errors import UsageError
 from ..engine.run_folder import write_whole
 
 
@@ -36,25 +34,6 @@ def place_columns(environment: Mapping[str, Any], state: Mapping[str, Any]) -> d
         "cuda": numerics["cuda"],
         "cudnn": None if numerics["cuda"] is None else torch.backends.cudnn.version(),
     }
-
-
-def check_places(**files: Path | None) -> None:
-    """Makes the folders of the files that options name; what cannot be written fails now, not after all the work.
-
-    Raises:
-        UsageError: a file cannot be written.
-    """
-    for option, path in files.items():
-        if path is None:
-            continue
-        if path.is_dir():
-            raise UsageError(f"--{option} {path} is a folder: name a file in it")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=path.parent):
-                pass
-        except OSError as error:
-            raise UsageError(f"--{option} {path} cannot be written ({error.strerror}): choose another folder") from None
 
 
 def write_rows(rows: Sequence[Mapping[str, Any]], *, csv: Path | None, json: Path | None) -> None:

@@ -17,7 +17,8 @@ from ..engine import console
 from ..engine.environment import choose_device, describe_environment, gpu_state
 from ..engine.errors import UsageError
 from ..engine.execution import Execution, ExecutionOptions, Mode, Precision, choose_execution
-from .rows import check_places, place_columns, write_rows
+from ..engine.output_files import check_places
+from .rows import place_columns, write_rows
 from .timing import Spread, interleaved_steps
 from .variants import BASELINES, DEFAULT_NAMES, NAMES, OURS, BuiltStep, Variant, Workload, build, check_workload
 

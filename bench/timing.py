@@ -12,9 +12,11 @@ import torch
 
 from ..engine import console
 from ..engine.environment import wait_for
+from ..engine.errors import UsageError
 
 CAPTURE_WARMUP = 3
 CALL_SECONDS = {"cuda": 0.02, "cpu": 0.0}
+MOST_ROUNDS = 100_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +32,12 @@ class Spread:
         """The spread of at least two values."""
         fifths = statistics.quantiles(values, n=5, method="inclusive")
         return cls(statistics.median(values), fifths[0], fifths[3])
+
+
+def check_rounds(rounds: int) -> None:
+    """Raises UsageError unless so many timings give percentiles, and come to an end."""
+    if not 2 <= rounds <= MOST_ROUNDS:
+        raise UsageError(f"--rounds is {rounds}: percentiles need at least 2, and {MOST_ROUNDS:,} must do")
 
 
 def interleaved(timers: Mapping[str, Callable[[], float]], *, repeats: int, warmup: int) -> dict[str, list[float]]:

@@ -17,12 +17,13 @@ from ..engine.errors import Diverged, UsageError
 from ..engine.evaluation import ATTACKS, LIBRARY_ATTACKS, AttackName, evaluate_net
 from ..engine.evaluation.autoattack import check_available
 from ..engine.execution import Mode, choose_execution
+from ..engine.output_files import check_places
 from ..engine.recipes.recipe import Recipe
 from ..engine.run import Preparation, Run
 from ..engine.tables.compare import mean_and_deviation
 from ..engine.trainer import train_epoch
 from ..loaders import Dataset, in_memory
-from .rows import check_places, place_columns, write_rows
+from .rows import place_columns, write_rows
 from .training import Training, open_images, recipe_for
 
 ATTACKED_WITH: tuple[AttackName, ...] = ("clean", "pgd-20")

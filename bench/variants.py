@@ -20,6 +20,7 @@ from ..engine.threat import parse_pixels
 from ..kernels import random_key
 from ..loaders import Batch, DataOptions, Dataset, Split
 from .baselines import Parts, Released, Tuned
+from .timing import check_rounds
 
 CHANNELS = 3
 SMOOTHING = 0.1
@@ -63,8 +64,7 @@ def check_workload(workload: Workload, rounds: int) -> None:
     for option in ("batch", "image_size", "k", "generator_width"):
         if getattr(workload, option) < 1:
             raise UsageError(f"--{option.replace('_', '-')} must be at least 1, not {getattr(workload, option)}")
-    if rounds < 2:
-        raise UsageError(f"--rounds is {rounds}: percentiles need at least 2")
+    check_rounds(rounds)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

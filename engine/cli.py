@@ -21,6 +21,7 @@ from .errors import EvaluationError, Stopped, StoppedByGuard, UsageError
 from .evaluate_command import run_evaluate
 from .evaluation import evaluate
 from .methods import METHODS, method_options
+from .output_files import check_places
 from .parsing import parse, recipe_name
 from .recipes.recipe import Recipe
 from .run_folder import RunFolder
@@ -161,6 +162,7 @@ class CompareArguments:
 def run_compare(argv: Sequence[str]) -> int:
     """hardfast compare RUN... [--csv FILE] [--markdown FILE]"""
     asked = parse(CompareArguments, argv, "hardfast compare")
+    check_places(csv=_path(asked.csv), markdown=_path(asked.markdown))
     found = [compare.read_run(path) for path in compare.find_runs(asked.runs)]
     rows = compare.rows_of([run for run in found if isinstance(run, compare.FinishedRun)])
     unready = [run for run in found if isinstance(run, compare.Unready)]
@@ -353,8 +355,8 @@ def run(argv: Sequence[str]) -> int:
     except OSError as error:
         place = f"{error.filename}: " if error.filename else ""
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO)
-        advice = ": free space or choose another place, then repeat the command" if full else ""
-        console.error(f"hardfast: {place}{error.strerror or error}{advice}")
+        advice = "free space or choose another place" if full else "check the path"
+        console.error(f"hardfast: {place}{error.strerror or error}: {advice}, then repeat the command")
         return WRONG_USE
     except StoppedByGuard as error:
         console.error(f"hardfast: {error}")

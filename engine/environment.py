@@ -53,8 +53,7 @@ def choose_device(name: str) -> tuple[torch.device, str]:
 def free_memory(device: torch.device) -> int:
     """Bytes that can still be allocated on a device, roughly."""
     if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        return free
+        return torch.cuda.mem_get_info(device)[0]
     free = memory.free_memory()
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if free is None else free
 

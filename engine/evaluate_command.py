@@ -15,6 +15,7 @@ from .errors import UsageError
 from .evaluation import ATTACKS, DEFAULT_ATTACKS, AttackName, evaluate, identity
 from .evaluation.claim import ClaimOptions, check_attacks, check_claimable, write_claim
 from .evaluation.files import images_of, run_files
+from .output_files import check_places
 from .parsing import parse
 from .run_folder import RunFolder, Which
 from .signals import broken_off
@@ -75,6 +76,7 @@ def run_evaluate(argv: Sequence[str]) -> int:
     if len(set(asked.checkpoint)) < max(1, len(asked.checkpoint)):
         raise UsageError("checkpoint: name best, last, or each of them once")
     attacks = asked.attacks or (() if asked.claim is not None else DEFAULT_ATTACKS)
+    check_places(json=None if asked.json is None else Path(asked.json))
     if asked.claim is not None:
         _check_claim(asked, Path(asked.claim), attacks)
     reports: list[dict[str, Any]] = []

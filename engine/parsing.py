@@ -104,9 +104,18 @@ def _one_line(box: str, kind: type[Arguments], argv: Sequence[str], program: str
 
 
 def _option_before(word: str, argv: Sequence[str]) -> str | None:
-    """The option that a value too many stands behind, as it was typed; None where there is none."""
-    before = argv[: argv.index(word)] if word in argv else []
-    return next((option.partition("=")[0] for option in reversed(before) if option.startswith("--")), None)
+    """The option that a value too many stands behind, as it was typed; None where there is none.
+
+    Where the same value stands behind several options, all of them: which of them takes it is tyro's to know.
+    """
+    options = [""]
+    found = []
+    for one in argv:
+        if one.startswith("--"):
+            options.append(one.partition("=")[0])
+        elif one == word:
+            found.append(options[-1])
+    return " or ".join(dict.fromkeys(option for option in found if option)) or None
 
 
 def _hint(unknown: str, options: Sequence[str], program: str) -> str:

@@ -74,7 +74,7 @@ def read_weight_file(path: Path, *, own_names: Collection[str] = ()) -> WeightFi
         CheckpointError: it is damaged, holds more than plain data (which is not executed), or no state dict.
     """
     if not path.is_file():
-        raise UsageError(f"{path}: there is no such file")
+        raise UsageError(f"{path}: there is no such file, check the path")
     if path.suffix not in SAFETENSORS + PICKLES:
         endings = " ".join(SAFETENSORS + PICKLES)
         raise UsageError(f"{path} is not named like a weight file: its name must end in one of {endings}")

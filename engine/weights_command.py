@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ from .evaluation import DEFAULT_ATTACKS, AttackName, evaluate_into, first_images
 from .evaluation.files import EvaluationFiles, images_of
 from .foreign import ForeignNet, ForeignOptions, read_foreign
 from .models import NetShape
+from .output_files import check_places
 from .parsing import parse
 from .signals import broken_off
 from .threat import format_pixels, parse_pixels
@@ -112,8 +112,7 @@ def _evaluated(asked: WeightsArguments) -> dict[str, Any]:
     shape = NetShape(num_classes=data.num_classes, in_channels=channels)
     found = read_foreign(asked.weights, asked.model, shape=shape, image_size=(height, width))
     _check_fit(asked.weights, found, data)
-    if not os.access(place.parent, os.W_OK):
-        raise UsageError(f"json {place} cannot be written: choose a place in a folder of yours with --json FILE")
+    check_places(json=place)
     part = first_images(data.test, asked.samples)
     images = images_of({"samples": len(part), "test_images": len(data.test)})
     for note in found.notes:

@@ -28,6 +28,8 @@ from .net_checks import check_net
 from .partial_results import PartialResult, conditions
 from .stages import Progress, Stage, run_stages
 
+MOST_IMAGES = 1 << 20  # in a forward pass
+
 __all__ = [
     "ATTACKS",
     "LIBRARY_ATTACKS",
@@ -126,8 +128,11 @@ def evaluate_net(
         raise UsageError(f"epsilon and attack-step must be positive, not {epsilon} and {step}: attacks need room")
     if any(count < 1 for count in samples_of.values()):
         raise UsageError(f"samples of an attack must be at least 1, not {min(samples_of.values())}")
-    if not len(split) or batch_size < 1:
-        raise UsageError(f"samples and batch-size must be at least 1, not {len(split)} and {batch_size}")
+    if not len(split) or not 1 <= batch_size <= MOST_IMAGES:
+        raise UsageError(
+            f"samples and batch-size must be at least 1, batch-size at most {MOST_IMAGES:,}, not {len(split)} and "
+            f"{batch_size}"
+        )
     result = Evaluation(samples=len(split), epsilon=format_pixels(epsilon), seed=seed)
     standing: dict[str, Tensor] = {}
     files = []

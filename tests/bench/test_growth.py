@@ -21,7 +21,7 @@ from hardfast.bench.units import TABLE_II_MINUTES, generator_share, modelled_ove
 from hardfast.bench.variants import Workload
 
 pytest.importorskip("tyro")
-from hardfast.engine import cli
+from hardfast.engine import UsageError, cli
 
 BASE = Workload(model="resnet8", batch=4, image_size=8, k=20, generator_width=4)
 TINY: dict[str, Any] = {"model": "resnet8", "batch": 4, "image_size": 8, "generator_width": 4, "device": "cpu"}
@@ -174,7 +174,7 @@ def test_what_cannot_be_run_is_left_out(monkeypatch: pytest.MonkeyPatch, capsys:
     said = bench_growth(**TINY, axes=["batch"], rounds=2)
     assert "left out: resnet8 8x8: out of memory\n" in capsys.readouterr().out
     assert [line.split()[1] for line in said.splitlines()[2:4]] == ["2", "4"]
-    with pytest.raises(growth.UsageError, match=r"the base workload cannot be run \(out of memory\)"):
+    with pytest.raises(UsageError, match=r"the base workload cannot be run \(out of memory\)"):
         bench_growth(**{**TINY, "batch": 8}, axes=["batch"], rounds=2)
 
 

@@ -306,9 +306,10 @@ def test_wrong_use_is_one_line(words: list[str], part: str, tmp_path: Path, caps
     assert part in said
 
 
-def test_a_place_that_cannot_be_written(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.run(["compare", str(trained), "--csv", str(tmp_path / "no" / "rows.csv")]) == 2
-    assert "rows.csv" in capsys.readouterr().err
+@pytest.mark.parametrize("option", ["--csv", "--markdown"])
+def test_a_place_that_cannot_be_written(option: str, trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["compare", str(trained), option, "/dev/null/rows"]) == 2
+    assert f"{option} /dev/null/rows cannot be written" in capsys.readouterr().err
 
 
 def test_the_number_of_test_images_is_the_evaluations(runs: Path, recipe: Recipe) -> None:

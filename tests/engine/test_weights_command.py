@@ -105,7 +105,7 @@ def nine_classes(state: dict[str, Tensor]) -> dict[str, Tensor]:
         (None, [*DIGITS, "--model.std", "0", "1", "1"], ["model.std", "positive"]),
         (None, [*DIGITS, "--samples", "0"], ["samples", "at least 1"]),
         (None, [*DIGITS, "--seed", "-1"], ["seed", "-1"]),
-        (None, [*DIGITS, "--json", "{folder}/none/x.json"], ["json", "none/x.json", "--json FILE"]),
+        (None, [*DIGITS, "--json", "/dev/null/x.json"], ["--json /dev/null/x.json", "cannot be written", "choose"]),
         (None, [*DIGITS, "--checkpoint", "last"], ["--checkpoint"]),
         (grey, DIGITS, ["images of 1 channels", "digits have 3", "--data.name"]),
         (nine_classes, DIGITS, ["9 classes", "digits has 10", "--data.name"]),

@@ -136,7 +136,7 @@ def test_a_failed_fetch_leaves_nothing(
 
 def test_unknown_and_embedded_names(tmp_path: Path) -> None:
     assert "nothing to fetch" in prepare("digits", tmp_path)
-    with pytest.raises(DataError, match="must be one of .* imagenet"):
+    with pytest.raises(DataError, match=r"must be one of .* imagenet"):
         prepare("mnist", tmp_path)
 
 
