@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from hardfast.bench import growth, growth_points
+from hardfast.bench import growth_points
 from hardfast.bench.growth import bench_growth, growth_rows, table
 from hardfast.bench.growth_points import KS, Times, points_of, timed_as
 from hardfast.bench.rows import read_rows
