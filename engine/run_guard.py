@@ -5,14 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import nn
 
 from . import console
 from .checkpoint import Checkpoint
 from .checkpoint_folder import not_finite
 from .errors import CheckpointError, Collapsed, Diverged, NotFinite
-from .evaluation import evaluate_net
 from .guard import (
     IN_A_ROW,
     IN_WINDOW,
@@ -27,6 +25,7 @@ from .guard import (
     Wires,
     trip_wires,
 )
+from .held_out import held_out_accuracy
 from .run import Run
 from .run_folder import RunFolder
 
@@ -219,25 +218,10 @@ class RunGuard:
         Raises:
             GoBack, Diverged: the net's outputs are not finite.
         """
-        run, split = self.run, self.run.selecting
-        part = split.take(torch.arange(min(images, len(split)), device=run.device))
-        net.eval()
         try:
-            found = evaluate_net(
-                net,
-                part,
-                epsilon=run.epsilon,
-                attacks=(attack,),
-                step=run.recipe.parsed_attack_step(),
-                seed=run.recipe.seed,
-                thorough=False,
-                quiet=True,
-            )
+            return held_out_accuracy(self.run, net, (attack,), images=images)[attack]
         except NotFinite:
             raise self.turned_bad("held-out outputs are not finite") from None
-        finally:
-            run.net.train()
-        return found.accuracy[attack]
 
     def _worth_a_look(self, signs: Signs, images: int) -> bool:
         """Whether a trip wire saw enough for a second look, which costs as much as many wires.

@@ -17,8 +17,8 @@ from . import console
 from .announcements import announce, announce_resumption, prepare
 from .environment import choose_device, describe_environment
 from .errors import CheckpointError, NotFinite
-from .evaluation import evaluate_net
 from .evaluation.net_checks import check_net
+from .held_out import held_out_accuracy
 from .methods import Position
 from .mid_epoch import break_off, save_broken_off
 from .nonfinite import POLL_STEPS
@@ -159,22 +159,10 @@ def end_epoch(run: Run, guard: RunGuard, folder: RunFolder, began: float) -> Non
     last_rate = run.learning_rate(at.step - 1)
     with run.execution.numerics():
         run.renew_statistics()
-    run.net.eval()
     try:
-        checked = evaluate_net(
-            run.evaluated,
-            run.selecting,
-            epsilon=run.epsilon,
-            attacks=("clean", "pgd-10"),
-            step=recipe.parsed_attack_step(),
-            seed=recipe.seed,
-            thorough=False,
-            quiet=True,
-        ).accuracy
+        checked = held_out_accuracy(run, run.evaluated, ("clean", "pgd-10"))
     except NotFinite:  # its weights are finite, and too large
         raise guard.turned_bad("held-out outputs are not finite") from None
-    finally:
-        run.net.train()
     guard.held_out(checked["pgd-10"])
     run.tally.clear()
     at.epoch, at.step = at.epoch + 1, 0
