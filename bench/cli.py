@@ -27,6 +27,7 @@ from .kernels import bench_kernels
 from .loader_candidates import LOADERS, LoaderName
 from .loaders import RUN_SECONDS, RUNS, SIZES, bench_loaders, workload_of
 from .methods import compare_methods
+from .safety import bench_safety
 from .step import bench_step
 from .train import ATTACKED_WITH, bench_train
 from .training import TrainData, Training
@@ -464,6 +465,30 @@ def run_bench_growth(argv: Sequence[str]) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
+class BenchSafetyArguments:
+    """Trains a recipe several times on the CPU, and says which share of that went into saves and guards."""
+
+    epochs: int = 8
+    """Of each training."""
+
+    rounds: int = 3
+    """Trainings, each with another seed."""
+
+    csv: str | None = None
+    """Also write the rows to this file."""
+
+
+def run_bench_safety(argv: Sequence[str]) -> None:
+    """hardfast bench safety RECIPE [options]"""
+    name, rest = recipe_name("bench safety", argv)
+    asked = parse(BenchSafetyArguments, rest, f"hardfast bench safety {name}")
+    csv = None if asked.csv is None else Path(asked.csv)
+    table = bench_safety(recipes.get(name), epochs=asked.epochs, rounds=asked.rounds, csv=csv)
+    console.line()
+    console.line(table)
+
+
+@dataclass(frozen=True, kw_only=True)
 class BenchMachineCodeArguments:
     """Compiles every kernel for V100, A100 and H100 (sm_70, sm_80, sm_90) and reads registers, spills and the widths of
     its memory accesses from the machine code. Needs no GPU.
@@ -497,6 +522,7 @@ BENCHMARKS: dict[str, Callable[[Sequence[str]], None]] = {
     "loaders": run_bench_loaders,
     "train": run_bench_train,
     "growth": run_bench_growth,
+    "safety": run_bench_safety,
     "machine-code": run_bench_machine_code,
 }
 
@@ -504,7 +530,9 @@ BENCHMARKS: dict[str, Callable[[Sequence[str]], None]] = {
 def run_bench(argv: Sequence[str]) -> None:
     """hardfast bench NAME [options]"""
     if argv[:1] in (["-h"], ["--help"]):
-        console.line(f"hardfast bench {' | '.join(BENCHMARKS)}; each has a --help, methods needs RECIPE --out DIR")
+        console.line(
+            f"hardfast bench {' | '.join(BENCHMARKS)}; each has a --help, methods needs RECIPE --out DIR, safety RECIPE"
+        )
         return
     if not argv or argv[0] not in BENCHMARKS:
         raise UsageError(

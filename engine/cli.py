@@ -51,6 +51,7 @@ hardfast: adversarially robust image classifiers, fast
   hardfast bench step                       a training step beside plain training and FGSM-SDI as others run it
   hardfast bench train | growth             time to robustness; how cost grows
   hardfast bench loaders                    images per second, and the loader's share of a training step
+  hardfast bench safety RECIPE              the share of a training that saves and guards cost
   hardfast bench machine-code               what the kernels become on V100, A100 and H100, without one
 
 Each says more with --help. Exit codes: 0 done, 2 wrong use, 75 stopped on request, or because its loader died, and
@@ -225,7 +226,7 @@ def run_data(argv: Sequence[str]) -> int:
 
 
 def run_bench(argv: Sequence[str]) -> int:
-    """hardfast bench methods | kernels | step | train | growth | loaders | machine-code"""
+    """hardfast bench methods | kernels | step | train | growth | loaders | safety | machine-code"""
     from ..bench.cli import run_bench as run  # bench imports the engine, so not at the top
 
     run(argv)
