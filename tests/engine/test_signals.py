@@ -140,7 +140,7 @@ def test_a_second_signal_during_a_save_leaves_at_once(
 
 
 @pytest.mark.parametrize("number", SIGNALS)
-@pytest.mark.parametrize("phase", ["open_dataset", "prepare", "evaluate_net"])
+@pytest.mark.parametrize("phase", ["open_dataset", "prepare", "held_out_accuracy"])
 def test_a_signal_outside_of_the_steps(
     phase: str, number: signal.Signals, quick_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -161,10 +161,10 @@ def test_a_signal_outside_of_the_steps(
     assert sent
     assert outcome.stopped
     assert not outcome.finished
-    assert outcome.trained == (phase == "evaluate_net")
+    assert outcome.trained == (phase == "held_out_accuracy")
     assert [signal.getsignal(each) for each in SIGNALS] == handlers
     log = tmp_path / "run" / "log.jsonl"
-    assert (len(log.read_text().splitlines()) if log.exists() else 0) == (1 if phase == "evaluate_net" else 0)
+    assert (len(log.read_text().splitlines()) if log.exists() else 0) == (1 if phase == "held_out_accuracy" else 0)
 
 
 @pytest.mark.parametrize("asked", [True, False])
