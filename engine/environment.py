@@ -115,6 +115,7 @@ def cpu_model() -> str | None:
     return None
 
 
+@cache  # asked at every save; half a millisecond for each package
 def _version(package: str) -> str | None:
     """Of an installed package."""
     try:

@@ -156,4 +156,8 @@ def test_the_source_tree_has_no_version(monkeypatch: pytest.MonkeyPatch) -> None
         raise metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(metadata, "version", version)
-    assert environment.own_version() == "source tree"
+    environment._version.cache_clear()
+    try:
+        assert environment.own_version() == "source tree"
+    finally:
+        environment._version.cache_clear()
