@@ -127,7 +127,8 @@ def evaluate_net(
     if epsilon <= 0 or (step is not None and step <= 0):
         raise UsageError(f"epsilon and attack-step must be positive, not {epsilon} and {step}: attacks need room")
     if any(count < 1 for count in samples_of.values()):
-        raise UsageError(f"samples of an attack must be at least 1, not {min(samples_of.values())}")
+        name = min(samples_of, key=lambda attack: samples_of[attack])
+        raise UsageError(f"{name}-samples must be at least 1, not {samples_of[name]}")
     if not len(split) or not 1 <= batch_size <= MOST_IMAGES:
         raise UsageError(
             f"samples and batch-size must be at least 1, batch-size at most {MOST_IMAGES:,}, not {len(split)} and "
